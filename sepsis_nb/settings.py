@@ -72,7 +72,7 @@ class Model:
     uri:str = 'models:/sepsis@champion' # or models:/sepsis/3, or runs:/<id>/RandomForest
     scaler_uri:str = ''                 # runs:/<id>/standard_scaler, for a model that was logged without its scaler
 
-# %% ../nbs/10_settings.ipynb #56e3de83
+# %% ../nbs/10_settings.ipynb #94f89d3a
 @dataclass(frozen=True)
 class Worker:
     "How the worker takes, scores and acknowledges rows"
@@ -82,11 +82,12 @@ class Worker:
     web_host:str = '127.0.0.1'           # where Faust's status page listens
     web_port:int = 6066
     stop_s:float = 10.                   # a stop that takes longer ends hard, which loses nothing
-    max_message_kb:int = 512             # a larger input goes to the dead-letter topic, cut
+    max_message_kb:int = 512             # a larger input goes to the dead-letter topic, cut; 850 at most
 
     def __post_init__(self):
         for k in ('batch_rows', 'within_ms', 'max_message_kb'):
             if getattr(self, k) < 1: raise ValueError(f'{k} {getattr(self, k)} must be at least 1')
+        if self.max_message_kb > 850: raise ValueError(f'max_message_kb {self.max_message_kb} is above 850: Kafka takes records of 1 MB, and an output is larger than its input')
 
 # %% ../nbs/10_settings.ipynb #b6709cd4
 @dataclass(frozen=True)
