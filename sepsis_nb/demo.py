@@ -146,7 +146,7 @@ def stream(s, path, scorer, log):
         sent,outs,alerts = collect(s, starts)
     return tally(sent, outs, batch_risks(scorer, read(path)), alerts)
 
-# %% ../nbs/21_demo.ipynb #f3258620
+# %% ../nbs/21_demo.ipynb #568ea9fb
 def _say(t0, text): print(f'[{time.monotonic()-t0:4.0f} s] {text}', flush=True)
 
 def _terminated(*_): raise KeyboardInterrupt
@@ -168,7 +168,7 @@ def demo(
         if now.state == 'started': stack.callback(stop_broker, s)
         create_topics(s.kafka, s.topics)
         _say(t0, f'{now.says}\nTraining on {train.patient_id.nunique():,} real patients (PhysioNet/CinC Challenge 2019, set A) ...')
-        _,html = run_training(dict(data=str(paths[0])), s)
+        _,html = run_training(dict(data=str(paths[0]), search_iter=1), s)
         scorer = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
         _say(t0, f'Champion: {scorer.name} version {scorer.version or "-"}, {len(scorer.spec.names)} features, alert from {scorer.threshold:.3f}')
         _say(t0, f'Streaming {patients} patients that it has never seen, {len(ward):,} rows at {RATE:,} rows/s ...')

@@ -361,7 +361,7 @@ async def check_topics(
             'all need as many as the input, so that a patient stays in one partition number')
     finally: await admin.close()
 
-# %% ../nbs/04_worker.ipynb #1d0a1de6
+# %% ../nbs/04_worker.ipynb #5e65c5d3
 class Pipeline:
     "One worker's batches: from messages to acknowledged outputs and states"
     def __init__(self, settings, scorer, delivery):
@@ -370,7 +370,7 @@ class Pipeline:
         self.patients,self.assigned,self.next,self.total,self.lacking = {}, set(), {}, Counter(), set(scorer.spec.signals)
 
     def forget(self, assigned=()):
-        "Drop all states, at a rebalance; those of `assigned` partitions are read when their first row comes"
+        "Drop all states, at a rebalance; those of `assigned` partitions are read by `look_ahead`, or with the first batch if that was not in time"
         self.patients,self.assigned = {}, set(assigned)
 
 # %% ../nbs/04_worker.ipynb #45f23065
@@ -404,6 +404,14 @@ async def load(self:Pipeline, needed):
     log.info('states read partitions=%s patients=%d seconds=%.2f', ','.join(map(str, sorted(kept))), total['patients'], time.monotonic()-began)
     for line in oddities(total, t): log.warning(line)
     return patients
+
+# %% ../nbs/04_worker.ipynb #670f4521
+@patch
+async def look_ahead(self:Pipeline):
+    "Read the states of the assigned partitions before a row needs them"
+    async with self.lock:
+        try: await self.load(self.assigned)
+        except (KafkaError, OSError, TimeoutError) as e: log.warning('states could not be read ahead error=%s; the first batch tries again', type(e).__name__)
 
 # %% ../nbs/04_worker.ipynb #eca61d64
 def oddities(counts, topics):
@@ -572,12 +580,14 @@ def make_app(
     app.task(_say_counts)
     return app
 
-# %% ../nbs/04_worker.ipynb #f096f9b0
-READY = 'Worker ready' # Faust's own words in the log, once partitions are assigned and rows flow; scripts wait for them
+# %% ../nbs/04_worker.ipynb #7db7ea3d
+READY = 'states read' # what the log says once a worker has partitions and their states; scripts wait for it
 
 async def _revoked(app, partitions, **kwargs): app.pipeline.forget()
 
-async def _assigned(app, partitions, **kwargs): app.pipeline.forget(tp.partition for tp in partitions)
+async def _assigned(app, partitions, **kwargs):
+    app.pipeline.forget(tp.partition for tp in partitions)
+    app.add_future(app.pipeline.look_ahead())
 
 async def _say_counts(app):
     "A line of counts every ten seconds in which something happened"
