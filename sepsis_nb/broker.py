@@ -69,7 +69,16 @@ def _fetch(coord, digest, maven, folder):
         "It was not kept. Check the mirror in the section [repositories] of jgo's configuration, or try another network.")
     os.replace(got, folder/got.name)
 
-# %% ../nbs/11_broker.ipynb #b157ed81
+# %% ../nbs/11_broker.ipynb #e54fb58d
+@contextmanager
+def _system_trust():
+    "TLS by the operating system's authorities; what the environment names (REQUESTS_CA_BUNDLE) still goes first"
+    import truststore
+    truststore.inject_into_ssl()
+    try: yield
+    finally: truststore.extract_from_ssl()
+
+# %% ../nbs/11_broker.ipynb #0578ea89
 def fetch_jars(
     cache:Path|None=None, # Folder of caches; None: from settings
     progress:bool=True,   # Show a bar while jars arrive
@@ -78,7 +87,7 @@ def fetch_jars(
     folder = jar_folder(cache or load_settings().cache)
     if not (missing := check_jars(folder)): return folder
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='fetch-') as tmp, ThreadPoolExecutor(4) as pool:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix='fetch-') as tmp, _system_trust(), ThreadPoolExecutor(4) as pool:
         digests,maven = pinned(),_maven(Path(tmp))
         jobs = [pool.submit(_fetch, c, digests[c], maven, folder) for c in missing]
         try:
@@ -478,11 +487,11 @@ def read_outputs(topic:str, kafka:Kafka, **kwargs)->Outputs:
     "Parsed messages of the output topic without repeats; takes the arguments of `read_topic`"
     return Outputs(read_topic(topic, kafka, **kwargs))
 
-# %% ../nbs/11_broker.ipynb #1198cd43
+# %% ../nbs/11_broker.ipynb #278e492f
 @dataclass(frozen=True)
 class BrokerStatus:
     "What is on the broker's port"
-    state:str     # 'started' just now, 'running' since before, 'silent', 'external': a Kafka not from here, 'stopped', 'taken' by something else
+    state:str     # 'started' just now, 'running' since before, 'silent', 'external': a Kafka not from here, 'elsewhere': ours at another port, 'stopped', 'taken' by something else
     says:str      # The same as a sentence
     bootstrap:str # host:port
     pid:int|None = None
@@ -513,28 +522,34 @@ def _remote_status(kafka):
     except ConnectionError as e: return BrokerStatus('stopped', str(e), kafka.bootstrap_servers)
     return BrokerStatus('external', f'the Kafka at {kafka.bootstrap_servers} answers; it is used as it is', kafka.bootstrap_servers)
 
-# %% ../nbs/11_broker.ipynb #6db346f7
+# %% ../nbs/11_broker.ipynb #30f69411
 def broker_status(
     settings:Settings, # Its [kafka] and its work folder
 )->BrokerStatus:
     "What answers at the address of the settings, and whether it was started from here"
     at,port = settings.kafka.bootstrap_servers,_local_port(settings.kafka)
-    if mine := _mine(settings.work/'kafka'): return mine
-    if port is None or settings.kafka.security_protocol != 'PLAINTEXT': return _remote_status(settings.kafka)
+    mine = _mine(settings.work/'kafka')
+    if mine and mine.bootstrap.endswith(f':{port}'): return mine
+    there = _status_of(settings.kafka, at, port)
+    if not mine or there.state != 'stopped': return there
+    return BrokerStatus('elsewhere', f'{mine.says}, but settings.ini [kafka] says {at}. Stop it with `sepsis broker stop`, or mend the setting', mine.bootstrap, mine.pid, mine.log)
+
+# %% ../nbs/11_broker.ipynb #57f395ad
+def _status_of(kafka, at, port):
+    "What answers at an address, whoever started it"
+    if port is None or kafka.security_protocol != 'PLAINTEXT': return _remote_status(kafka)
     found = answers_kafka(port)
     if found: return BrokerStatus('external', f'a Kafka that was not started from here answers at {at}; it is used as it is', at)
     if found is None: return BrokerStatus('stopped', f'nothing runs at {at}', at)
     return BrokerStatus('taken', f'port {port} is taken by {who_listens(port)}, which is not Kafka', at)
 
-# %% ../nbs/11_broker.ipynb #45de496e
+# %% ../nbs/11_broker.ipynb #8e5c44e1
 def _may_start(now, kafka):
     "`RuntimeError` or `ConnectionError` if neither a start nor the Kafka that is there would serve `kafka`"
     port = _local_port(kafka)
-    if now.state == 'running' and not now.bootstrap.endswith(f':{port}'): raise RuntimeError(
-        f'{now.says}, but settings.ini [kafka] says {kafka.bootstrap_servers}. Stop it with `sepsis broker stop`, or mend the setting.')
     if now.state == 'taken': raise RuntimeError(
         f'{now.says}. Stop that, or set bootstrap_servers in settings.ini [kafka] to another port, as 127.0.0.1:{free_port()}.')
-    if now.state == 'silent': raise RuntimeError(now.says)
+    if now.state in ('silent', 'elsewhere'): raise RuntimeError(now.says)
     if now.state == 'stopped' and (port is None or kafka.security_protocol != 'PLAINTEXT'): raise ConnectionError(
         f'{now.says} The embedded broker serves this machine only, without login: it cannot stand in for {kafka.bootstrap_servers}.')
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'MONITOR', 'SIGNALS', 'KNOWN', 'CHALLENGE', 'FAHRENHEIT_ABOVE', 'MOST_HOURS', 'SAMPLE', 'Signal', 'clean',
-           'signal_rows', 'harmonise', 'check_columns', 'tidy', 'read', 'build_sample', 'findings', 'hours',
+           'signal_rows', 'harmonise', 'check_columns', 'tidy', 'read', 'build_sample', 'hours', 'findings', 'warn',
            'data_digest', 'messages', 'encode', 'BadMessage', 'Parsed', 'parse']
 
 # %% ../nbs/00_data.ipynb #caa25d06
@@ -77,12 +77,13 @@ HospAdmTime hospital_to_ICU_admission          h    -1e6 1e6      any
 ICULOS      hour_of_the_ICU_stay               h         0 1e6    any
 '''
 
-# %% ../nbs/00_data.ipynb #c6d64257
+# %% ../nbs/00_data.ipynb #e007d7b5
 MONITOR = ('MDC_PULS_OXIM_PULS_RATE_Result', 'MDC_TEMP_Result', 'MDC_ECG_HEART_RATE_Result', 'MDC_TTHOR_RESP_RATE_Result')
 _CODES = dict(Pulse=('Pulse', MONITOR[0], 'HR'), Temp=('Temp', MONITOR[1]), HR=('HR', MONITOR[2]), Resp=('Resp', MONITOR[3]))
 _SOURCES = dict(B='MIMIC-III benchmarks, outlier bounds', zero='0 means sensor off', percent='a share', wide='beyond any survivable value',
                 definition='by definition', any='not a measurement', as_PaCO2='as PaCO2', as_total='as total bilirubin')
 
+# %% ../nbs/00_data.ipynb #a904e814
 def _signal(line):
     name,label,unit,lo,hi,src = line.split()
     return Signal(name, label.replace('_', ' '), unit, float(lo), float(hi),
@@ -145,54 +146,57 @@ def _column(name):
     bare = re.sub(r'\s*[\[(][^\])]*[\])]\s*$', '', str(name)).strip()
     return bare if bare in KNOWN or bare in _RENAME else str(name).strip()
 
-# %% ../nbs/00_data.ipynb #94c32901
+# %% ../nbs/00_data.ipynb #15f64e4a
+def _row(wrong):
+    "File row of the first true cell"
+    return int(np.flatnonzero(wrong)[0])+2
+
+# %% ../nbs/00_data.ipynb #55acfd97
 def _numbers(col, name, where):
     "A column as float64; `ValueError` names the first cell that is no number"
     if col.dtype == bool or pd.api.types.is_numeric_dtype(col): x = col.astype(float)
     else:
         x = pd.to_numeric(col, errors='coerce').astype(float)
         wrong = x.isna() & col.notna()
-        if wrong.any():
-            i = int(np.flatnonzero(wrong)[0])
-            raise ValueError(f"{where} row {i+2} column {name}: '{col.iloc[i]}' is not a number ({int(wrong.sum())} such cells). "
-                             'Expected a number or an empty cell; mend the file.')
-    if np.isinf(x).any(): raise ValueError(f'{where} row {int(np.flatnonzero(np.isinf(x))[0])+2} column {name}: infinite; leave the cell empty if it was not measured')
+        if wrong.any(): raise ValueError(f"{where} row {_row(wrong)} column {name}: '{col[wrong].iloc[0]}' is not a number "
+            f'({int(wrong.sum())} such cells). Expected a number or an empty cell; mend the file.')
+    far = np.isinf(x)
+    if far.any(): raise ValueError(f'{where} row {_row(far)} column {name}: infinite; leave the cell empty if it was not measured')
     return x
 
-# %% ../nbs/00_data.ipynb #1875ea5d
+# %% ../nbs/00_data.ipynb #cd95e2fb
 MOST_HOURS = 1e7 # 1,140 years; a larger number is in another unit, and would make every later row of its patient a late one
 
+def _stay_hours(col, where):
+    "Hours as float64; `ValueError` names the first cell that is too large"
+    far = (col.abs() > MOST_HOURS).to_numpy()
+    if far.any(): raise ValueError(f'{where} row {_row(far)} column time: {col[far].iloc[0]:g} is more than {MOST_HOURS:g} hours; '
+                                   'write hours of the stay, or a date and time')
+    return col.astype(float)
+
+# %% ../nbs/00_data.ipynb #55d35aac
 def _times(col, where):
     "Hours as float64, or datetime64[us] in UTC; `ValueError` names the first cell that is neither"
-    if pd.api.types.is_numeric_dtype(col):
-        far = (col.abs() > MOST_HOURS).to_numpy()
-        if far.any(): raise ValueError(f'{where} row {int(np.flatnonzero(far)[0])+2} column time: {col[far].iloc[0]:g} is more than '
-                                       f'{MOST_HOURS:g} hours; write hours of the stay, or a date and time')
-        return col.astype(float)
+    if pd.api.types.is_numeric_dtype(col): return _stay_hours(col, where)
     t = pd.to_datetime(col, errors='coerce', utc=True, format='ISO8601')
-    wrong = t.isna() & col.notna()
-    if wrong.any():
+    if (t.isna() & col.notna()).any():
         t = pd.to_datetime(col, errors='coerce', utc=True, format='mixed') # an export's own way to write dates, 30 times as slow
-        wrong = t.isna() & col.notna()
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        raise ValueError(f"{where} row {i+2} column time: '{col.iloc[i]}' is not a date and time; write 2025-01-31 13:45:00")
+    wrong = t.isna() & col.notna()
+    if wrong.any(): raise ValueError(f"{where} row {_row(wrong)} column time: '{col[wrong].iloc[0]}' is not a date and time; write 2025-01-31 13:45:00")
     return t.dt.tz_localize(None).astype('datetime64[us]')
 
-# %% ../nbs/00_data.ipynb #9ee78387
+# %% ../nbs/00_data.ipynb #0707f241
 def _labels(col, where):
     "Labels as float64 0, 1 or NaN; `ValueError` names the first cell that is another number"
     y = _numbers(col, 'label', where)
     wrong = y.notna() & ~y.isin([0, 1])
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        raise ValueError(f'{where} row {i+2} column label: {y.iloc[i]:g} is not 0 or 1; mend the file')
+    if wrong.any(): raise ValueError(f'{where} row {_row(wrong)} column label: {y[wrong].iloc[0]:g} is not 0 or 1; mend the file')
     return y
 
-# %% ../nbs/00_data.ipynb #fe8e4f8e
+# %% ../nbs/00_data.ipynb #ce7131ca
 def check_columns(
-    found,     # Column names of the source
-    where,     # File name for the message
+    found,        # Column names of the source
+    where,        # File name for the message
     monitor=None, # True: the four monitor columns are required; None: if the file has one of them, or no other signal
 )->None:
     "`ValueError` with the missing columns and the found ones, if any is missing"
@@ -203,7 +207,7 @@ def check_columns(
     if missing: raise ValueError(f"{where}: missing columns: {', '.join(missing)}; found: {', '.join(found) or 'none'}. "
                                  'Rename or add them; an unmeasured signal is an empty column.')
 
-# %% ../nbs/00_data.ipynb #109b6779
+# %% ../nbs/00_data.ipynb #a7fa227c
 def tidy(
     df:pd.DataFrame, # Columns under a source's names
     where:str,       # File name for messages
@@ -212,7 +216,7 @@ def tidy(
     df = df.rename(columns=lambda c: _RENAME.get(_column(c), _column(c)))
     check_columns(df.columns, where)
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
-    if df.patient_id.isna().any(): raise ValueError(f'{where} row {int(np.flatnonzero(df.patient_id.isna())[0])+2}: no patient id; every row needs one')
+    if df.patient_id.isna().any(): raise ValueError(f'{where} row {_row(df.patient_id.isna())}: no patient id; every row needs one')
     out = {'patient_id':df.patient_id.astype('str')}
     if 'time' in df: out['time'] = _times(df.time, where)
     elif 'ICULOS' in df: out['time'] = _numbers(df.ICULOS, 'ICULOS', where)
@@ -222,21 +226,29 @@ def tidy(
     if unused: log.warning('ignored columns file=%s columns=%s', where, ','.join(map(str, unused)))
     return pd.DataFrame(out)
 
-# %% ../nbs/00_data.ipynb #9338ec1b
+# %% ../nbs/00_data.ipynb #6d657b53
+def _table(source, where, **kw):
+    "pandas' reader, whose errors then name the file"
+    try: df = pd.read_csv(source, **kw)
+    except pd.errors.EmptyDataError: raise ValueError(f'{where}: the file is empty; export it again') from None
+    except UnicodeDecodeError as e: raise ValueError(f'{where}: not UTF-8 text ({e.reason} at byte {e.start}); export it as UTF-8') from None
+    except pd.errors.ParserError as e: raise ValueError(f'{where}: {str(e).strip()}. Every row needs as many cells as the header; mend the file.') from None
+    if isinstance(df.index, pd.RangeIndex): return df
+    raise ValueError(f'{where}: the rows have more cells than the header, which has {df.shape[1]}; mend the file')
+
+# %% ../nbs/00_data.ipynb #3f0ac229
 def _read_csv(path):
     "One CSV export"
-    if not path.stat().st_size: raise ValueError(f'{path}: the file is empty; export it again')
-    head = pd.read_csv(path, nrows=0).columns
+    head = _table(path, path, nrows=0).columns
     ids = {c:str for c in head if _RENAME.get(_column(c), c) == 'patient_id'}
-    try: df = pd.read_csv(path, dtype=ids)
-    except pd.errors.ParserError as e: raise ValueError(f'{path}: {e}. Every row needs as many cells as the header; mend the file.') from None
-    return tidy(df, path.name)
+    return tidy(_table(path, path, dtype=ids), path.name)
 
-# %% ../nbs/00_data.ipynb #f41907ed
+# %% ../nbs/00_data.ipynb #53fa7121
 def _blame(raws):
     "Parse psv files one by one, to raise the error of the first bad one under its own name"
-    for name,raw in raws: tidy(pd.read_csv(io.BytesIO(raw), sep='|').assign(patient_id=Path(name).stem), name)
+    for name,raw in raws: tidy(_table(io.BytesIO(raw), name, sep='|').assign(patient_id=Path(name).stem), name)
 
+# %% ../nbs/00_data.ipynb #11b97e38
 def _psv_header(name, raw):
     "The header line of a psv file; `ValueError` says which columns differ from the Challenge's"
     head = raw.split(b'\n', 1)[0].decode('utf-8', 'replace').strip()
@@ -248,7 +260,7 @@ def _psv_header(name, raw):
         f"unexpected: {', '.join(extra) or 'none'}. Expected the 40 variables, pipe-separated, and SepsisLabel at the end.")
     return head
 
-# %% ../nbs/00_data.ipynb #5bd3afab
+# %% ../nbs/00_data.ipynb #4cbf4ccd
 def _read_psv(
     raws, # Iterable of (file name, bytes), one stay each; read once
 ):
@@ -260,7 +272,7 @@ def _read_psv(
         bodies = [raws[k][1].partition(b'\n')[2].strip() for k in ks]
         n = np.array([b.count(b'\n')+1 if b else 0 for b in bodies])
         if not n.all(): raise ValueError(f'{raws[ks[int(np.argmin(n))]][0]}: has a header and no rows; remove it or fetch it again')
-        try: df = tidy(pd.read_csv(io.BytesIO(head.encode()+b'\n'+b'\n'.join(bodies)), sep='|', skip_blank_lines=False)
+        try: df = tidy(_table(io.BytesIO(head.encode()+b'\n'+b'\n'.join(bodies)), 'psv', sep='|', skip_blank_lines=False)
                        .assign(patient_id=np.repeat([Path(raws[k][0]).stem for k in ks], n)), 'psv')
         except ValueError: _blame([raws[k] for k in ks]); raise
         parts.append(df.assign(_file=np.repeat(ks, n)))
@@ -279,9 +291,10 @@ def _psv_files(path, progress):
         with z: yield from ((Path(n).name, z.read(n)) for n in progress(sorted(n for n in z.namelist() if n.endswith('.psv') and '__MACOSX' not in n)))
     else: yield path.name, path.read_bytes()
 
-# %% ../nbs/00_data.ipynb #e87f6c23
+# %% ../nbs/00_data.ipynb #25051702
 SAMPLE = 'challenge2019_sample.parquet' # 2,000 real stays inside the package, see `build_sample`
 
+# %% ../nbs/00_data.ipynb #4759881f
 def _read_one(path, progress):
     "One path as a tidy frame"
     if str(path) == 'sample': return tidy(pd.read_parquet(io.BytesIO(files('sepsis_nb').joinpath('sample', SAMPLE).read_bytes())), SAMPLE)
@@ -295,12 +308,12 @@ def _read_one(path, progress):
     if path.suffix == '.csv': return _read_csv(path)
     raise ValueError(f"{path}: unknown kind of file '{path.suffix}'; expected .csv, .psv, .parquet, .zip or a folder")
 
-# %% ../nbs/00_data.ipynb #63fa84bd
+# %% ../nbs/00_data.ipynb #a6c3c225
 def read(
     paths,                       # 'sample', a path, several in a list or separated by commas
     progress=lambda it: it,      # Wraps the iterable of files, e.g. tqdm
 )->pd.DataFrame:                 # Raw tidy frame, rows in the order of the files
-    "Read patients' rows; errors name file, row and column"
+    "Read patients' rows; `ValueError` names file, row and column, `FileNotFoundError` the path"
     given = [p.strip() for p in paths.split(',')] if isinstance(paths, str) else [paths] if isinstance(paths, Path) else list(paths)
     parts = [_read_one(p, progress) for p in given if str(p)]
     if not parts: raise ValueError("no data given; name a path, or 'sample'")
@@ -309,13 +322,13 @@ def read(
     if len(kinds) > 1: raise ValueError(f"{', '.join(map(str, given))}: times of different kinds ({', '.join(map(str, kinds))}); read them apart")
     return pd.concat(parts, ignore_index=True)
 
-# %% ../nbs/00_data.ipynb #33a78993
+# %% ../nbs/00_data.ipynb #b800f273
 def build_sample(
     full,        # Path of Challenge training set A (zip or folder)
     out=None,    # Folder to write to; None: the package's own
     n=2000,      # Stays
-    seed=2019,
-)->Path:
+    seed=2019,   # Of the draw
+)->Path:         # The file that was written
     "Draw `n` stays by name alone and write them as one parquet file"
     df = read(full)
     ids = np.sort(df.patient_id.unique())
@@ -325,6 +338,16 @@ def build_sample(
     df.to_parquet(path, index=False, compression='zstd', compression_level=19)
     return path
 
+# %% ../nbs/00_data.ipynb #63cb6352
+def hours(
+    time,      # (n,) float hours, or datetime64
+)->np.ndarray: # (n,) float64 hours; of a date, hours since 1970-01-01 UTC; NaN: unknown
+    "Time in hours"
+    t = np.asarray(time)
+    if not np.issubdtype(t.dtype, np.datetime64): return t.astype(float)
+    us = t.astype('datetime64[us]')
+    return np.where(np.isnat(us), np.nan, us.astype('int64')/3.6e9)
+
 # %% ../nbs/00_data.ipynb #63a45332
 def _finding(what, mask, df, advice):
     "One row of the findings table, or none"
@@ -333,7 +356,16 @@ def _finding(what, mask, df, advice):
     return [dict(finding=what, rows=int(mask.sum()), stays=int(df.patient_id[mask].nunique()),
                  first=f'patient {df.patient_id.iloc[i]}, row {i}', advice=advice)]
 
-# %% ../nbs/00_data.ipynb #af7d3f1e
+# %% ../nbs/00_data.ipynb #7276c837
+def _mixed_units(df):
+    "(n,) bool: rows whose temperature is in the rarer of two units"
+    raw = signal_rows(df, ('Temp',))
+    _,was_f,bad = clean(raw, ('Temp',))
+    f,c = was_f[:,0], (~was_f & ~np.isnan(raw) & ~bad)[:,0]
+    if not (f.any() and c.any()): return np.zeros(len(df), bool)
+    return f if f.sum() < c.sum() else c
+
+# %% ../nbs/00_data.ipynb #f24be3b5
 def findings(
     df:pd.DataFrame, # Raw tidy frame, from `read`
 )->pd.DataFrame:     # One row a finding: what, rows, stays, first place, what to do; empty when all is well
@@ -343,23 +375,20 @@ def findings(
         h = pd.Series(hours(df.time), df.index)
         back = (h.groupby(df.patient_id, sort=False).diff() < 0).to_numpy()
         out += _finding('time goes back within a stay', back, df, 'sort the export by time; a late row counts as measured at the latest time seen')
-    _,was_f,bad = clean(signal_rows(df, ('Temp',)), ('Temp',))
-    f,c = was_f[:,0], ~was_f[:,0] & ~np.isnan(signal_rows(df, ('Temp',))[:,0]) & ~bad[:,0]
-    if f.any() and c.any(): out += _finding('temperature in mixed units', f if f.sum() < c.sum() else c, df, 'each value is converted by its own range; check the export')
+    out += _finding('temperature in mixed units', _mixed_units(df), df, 'each value is converted by its own range; check the export')
     if 'label' in df:
         none = df.label.isna().groupby(df.patient_id).transform('all').to_numpy()
         out += _finding('stay without any label', none, df, 'it cannot train or test a model and is left out of both')
     return pd.DataFrame(out, columns=['finding', 'rows', 'stays', 'first', 'advice'])
 
-# %% ../nbs/00_data.ipynb #561b97b9
-def hours(
-    time, # Series or array: float hours, or datetime64
-)->np.ndarray: # (n,) float64 hours; of a date, hours since 1970-01-01 UTC; NaN: unknown
-    "Time in hours"
-    t = np.asarray(time)
-    if not np.issubdtype(t.dtype, np.datetime64): return t.astype(float)
-    us = t.astype('datetime64[us]')
-    return np.where(np.isnat(us), np.nan, us.astype('int64')/3.6e9)
+# %% ../nbs/00_data.ipynb #7dfd3b5d
+def warn(
+    found:pd.DataFrame, # From `findings`
+    where,              # File or files, for the message
+)->None:
+    "One warning a finding"
+    if isinstance(where, (list, tuple)): where = ', '.join(map(str, where))
+    for o in found.itertuples(): log.warning('%s: %s, rows=%d stays=%d, first %s; %s', where, o.finding, o.rows, o.stays, o.first, o.advice)
 
 # %% ../nbs/00_data.ipynb #d18f71b3
 def data_digest(
@@ -370,7 +399,7 @@ def data_digest(
     for c in df: h.update(pd.util.hash_array(df[c].to_numpy(object) if df[c].dtype == 'str' else df[c].to_numpy(), categorize=False).tobytes())
     return h.hexdigest()
 
-# %% ../nbs/00_data.ipynb #99ce5194
+# %% ../nbs/00_data.ipynb #02340270
 def messages(
     df:pd.DataFrame, # Raw tidy frame
     chunk=4096,      # Rows turned into objects at once
@@ -382,18 +411,20 @@ def messages(
         df = df.assign(time=pd.Series(np.datetime_as_string(df.time.to_numpy(), unit='s' if whole else 'us'), df.index).where(df.time.notna(), None))
     for i in range(0, len(df), chunk): yield from df.iloc[i:i+chunk].to_dict('records')
 
+# %% ../nbs/00_data.ipynb #a2b7bdad
 def encode(
-    obj:dict,
-)->bytes: # Compact UTF-8 JSON
+    obj:dict, # Its values numbers, text, None or NaN
+)->bytes:     # Compact UTF-8 JSON
     "A message as it goes to Kafka; NaN becomes null"
     return orjson.dumps(obj)
 
-# %% ../nbs/00_data.ipynb #c9a0d1c8
+# %% ../nbs/00_data.ipynb #40e7b976
 class BadMessage(ValueError):
     "A message that cannot be used; `slug` is the kind, the text says what was found"
     @property
     def slug(self): return str(self).split(':')[0]
 
+# %% ../nbs/00_data.ipynb #0f31f818
 @dataclass(frozen=True)
 class Parsed:
     "One usable message"
@@ -402,7 +433,7 @@ class Parsed:
     values:np.ndarray # (n_signals,) float64, as they came
     original:dict     # the object, unchanged
 
-# %% ../nbs/00_data.ipynb #1f365d01
+# %% ../nbs/00_data.ipynb #f598c764
 def _number(v, k):
     "A JSON number as float; `BadMessage` otherwise"
     if type(v) not in (float, int): raise BadMessage(f'not-a-number: {k} is {type(v).__name__} {str(v)[:40]!r}, expected a number or null')
@@ -411,6 +442,7 @@ def _number(v, k):
     if not np.isfinite(v): raise BadMessage(f'not-a-number: {k} is infinite, expected a number or null')
     return v
 
+# %% ../nbs/00_data.ipynb #22bf2e47
 def _hours_of(v):
     "The message's time in hours; `BadMessage` if it is neither a number of hours nor ISO 8601"
     if not isinstance(v, str):

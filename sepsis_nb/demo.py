@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SEPSIS', 'RATE', 'deal', 'worker', 'Tally', 'tally', 'collect', 'batch_risks', 'stream', 'demo']
 
-# %% ../nbs/21_demo.ipynb #120a95de
+# %% ../nbs/21_demo.ipynb #31eb87f1
 import os, signal, subprocess, sys, time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from tqdm import tqdm
@@ -146,7 +146,7 @@ def stream(s, path, scorer, log):
         sent,outs,alerts = collect(s, starts)
     return tally(sent, outs, batch_risks(scorer, read(path)), alerts)
 
-# %% ../nbs/21_demo.ipynb #568ea9fb
+# %% ../nbs/21_demo.ipynb #7a123064
 def _say(t0, text): print(f'[{time.monotonic()-t0:4.0f} s] {text}', flush=True)
 
 def _terminated(*_): raise KeyboardInterrupt
@@ -168,7 +168,7 @@ def demo(
         if now.state == 'started': stack.callback(stop_broker, s)
         create_topics(s.kafka, s.topics)
         _say(t0, f'{now.says}\nTraining on {train.patient_id.nunique():,} real patients (PhysioNet/CinC Challenge 2019, set A) ...')
-        _,html = run_training(dict(data=str(paths[0]), search_iter=1), s)
+        _,html = run_training(dict(data=str(paths[0]), search_iter=1), replace(s, paths=replace(s.paths, reports=str(folder))))
         scorer = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
         _say(t0, f'Champion: {scorer.name} version {scorer.version or "-"}, {len(scorer.spec.names)} features, alert from {scorer.threshold:.3f}')
         _say(t0, f'Streaming {patients} patients that it has never seen, {len(ward):,} rows at {RATE:,} rows/s ...')

@@ -10,10 +10,11 @@ __all__ = ['DT_EARLY', 'DT_OPTIMAL', 'DT_LATE', 'MAX_U_TP', 'MIN_U_FN', 'U_FP', 
 import numpy as np, pandas as pd
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-# %% ../nbs/12_metrics.ipynb #040a5e0a
+# %% ../nbs/12_metrics.ipynb #b2f08444
 DT_EARLY, DT_OPTIMAL, DT_LATE = -12, -6, 3           # h from onset
 MAX_U_TP, MIN_U_FN, U_FP, U_TN = 1, -2, -0.05, 0     # utility of one hour
 
+# %% ../nbs/12_metrics.ipynb #a994b65c
 def hourly_worth(
     dt:np.ndarray, # (n,) hours from onset, negative before it; NaN: the stay never has one
 )->np.ndarray:     # (n, 2) utility of silence and of an alert
@@ -27,31 +28,36 @@ def hourly_worth(
     out[np.isnan(dt)] = U_TN, U_FP
     return out
 
-# %% ../nbs/12_metrics.ipynb #161f608b
+# %% ../nbs/12_metrics.ipynb #46e2cd98
+def _from_onset(label, stay, hours):
+    "(n,) hours of each row from its stay's onset; NaN: the stay has none"
+    rows = pd.DataFrame(dict(stay=stay, label=label))
+    rows['hour'] = rows.groupby('stay').cumcount() if hours is None else np.asarray(hours, float)
+    first = rows[rows.label == 1].groupby('stay').hour.min()
+    return (rows.hour - rows.stay.map(first) + DT_OPTIMAL).to_numpy(float)
+
+# %% ../nbs/12_metrics.ipynb #3a56b4df
 def row_worth(
     label:np.ndarray,             # (n,) 0/1; NaN: unknown
     stay:np.ndarray|None=None,    # (n,) whose row it is; None: all of one stay
     hours:np.ndarray|None=None,   # (n,) h on any clock; None: a stay's rows are one hour apart
 )->np.ndarray:                    # (n, 2) utility of silence and of an alert in this row
-    "What silence and an alert are worth in each row"
+    "What silence and an alert are worth in each row; `ValueError` if lengths differ"
     label = np.asarray(label, float)
     stay = np.zeros(len(label), int) if stay is None else pd.factorize(np.asarray(stay))[0]
     if len(stay) != len(label): raise ValueError(f'{len(label)} labels but {len(stay)} stays; pass one of each a row')
-    rows = pd.DataFrame(dict(stay=stay, label=label))
-    rows['hour'] = rows.groupby('stay').cumcount() if hours is None else np.asarray(hours, float)
-    first = rows[rows.label == 1].groupby('stay').hour.min()
-    out = hourly_worth((rows.hour - rows.stay.map(first) + DT_OPTIMAL).to_numpy(float))
+    out = hourly_worth(_from_onset(label, stay, hours))
     out[np.isnan(label)] = 0
     return out
 
-# %% ../nbs/12_metrics.ipynb #437edad3
+# %% ../nbs/12_metrics.ipynb #28fc7a60
 def stay_worth(
     label:np.ndarray,           # (n,) 0/1; NaN: unknown
     alert:np.ndarray,           # (n,) true where the model alarmed
     stay:np.ndarray|None=None,  # (n,) whose row it is; None: all of one stay
     hours:np.ndarray|None=None, # (n,) h; None: one hour a row
 )->pd.DataFrame:                # One row a stay, in order of appearance: `observed`, `best`, `silent` utility
-    "Utility summed over each stay"
+    "Utility summed over each stay; `ValueError` if lengths differ"
     u,alert = row_worth(label, stay, hours),np.asarray(alert, bool)
     if len(alert) != len(u): raise ValueError(f'{len(u)} labels but {len(alert)} alerts; pass one of each a row')
     sums = pd.DataFrame(dict(observed=np.where(alert, u[:,1], u[:,0]), best=u.max(1), silent=u[:,0]))
@@ -71,7 +77,14 @@ def utility(
     if s.best == s.silent: raise ValueError('no label is 1: the normalised utility needs at least one septic stay')
     return float((s.observed-s.silent)/(s.best-s.silent))
 
-# %% ../nbs/12_metrics.ipynb #2f8d698d
+# %% ../nbs/12_metrics.ipynb #5f562c4e
+def _ranking(risk):
+    "(order of falling risk, positions in that order of the last row of each tie)"
+    order = np.argsort(-risk, kind='stable')
+    r = risk[order]
+    return order, np.flatnonzero(np.r_[r[1:] != r[:-1], True])
+
+# %% ../nbs/12_metrics.ipynb #da6cb30a
 def threshold_curve(
     label:np.ndarray,           # (n,) 0/1; NaN: unknown
     risk:np.ndarray,            # (n,) predicted risk
@@ -80,11 +93,10 @@ def threshold_curve(
 )->pd.DataFrame:                # `threshold` falling, `gain` over silence (plain sum), `alerted` share of rows
     "What every threshold would have gained; a row alarms at `risk >= threshold`"
     u,risk = row_worth(label, stay, hours),np.asarray(risk, float)
-    order = np.argsort(-risk, kind='stable')
-    gain,r = np.cumsum((u[:,1]-u[:,0])[order]),risk[order]
-    last = np.r_[r[1:] != r[:-1], True]  # rows of equal risk alarm together
-    curve = pd.DataFrame(dict(threshold=r, gain=gain, alerted=np.arange(1, len(r)+1)/len(r)))[last]
-    never = pd.DataFrame(dict(threshold=[np.nextafter(max(1., r[0]), 2*max(1., r[0]))], gain=[0.], alerted=[0.]))
+    order,ends = _ranking(risk)
+    gain,top = np.cumsum((u[:,1]-u[:,0])[order]),max(1., risk[order[0]])
+    curve = pd.DataFrame(dict(threshold=risk[order][ends], gain=gain[ends], alerted=(ends+1)/len(risk)))
+    never = pd.DataFrame(dict(threshold=[np.nextafter(top, 2*top)], gain=[0.], alerted=[0.]))
     return pd.concat([never, curve], ignore_index=True)
 
 # %% ../nbs/12_metrics.ipynb #27f7d932
@@ -98,16 +110,22 @@ def best_threshold(
     curve = threshold_curve(label, risk, stay, hours)
     return float(curve.threshold[curve.gain.idxmax()])
 
-# %% ../nbs/12_metrics.ipynb #4a1047c0
+# %% ../nbs/12_metrics.ipynb #ce07caad
+def _areas(tp, fp):
+    "AUROC (ties count half) and average precision, from the weight of both classes above each threshold; NaN if a class has none"
+    if tp[-1] == 0 or fp[-1] == 0: return np.nan, np.nan
+    dtp,dfp = np.diff(tp, prepend=0),np.diff(fp, prepend=0)
+    precision = tp/np.where(tp+fp > 0, tp+fp, 1)
+    return float((dfp*(tp-dtp/2)).sum()/tp[-1]/fp[-1]), float((dtp*precision).sum()/tp[-1])
+
+# %% ../nbs/12_metrics.ipynb #ad35e611
 class Ranked:
     "Rows sorted by risk once, so that AUROC and AUPRC under other weights are a few sums"
     def __init__(self,
         label:np.ndarray, # (n,) 0/1
         risk:np.ndarray,  # (n,) predicted risk
     ):
-        self.order = np.argsort(-np.asarray(risk), kind='stable')
-        r = np.asarray(risk)[self.order]
-        self.ends = np.flatnonzero(np.r_[r[1:] != r[:-1], True])  # last row of each tie
+        self.order,self.ends = _ranking(np.asarray(risk))
         self.y = np.asarray(label)[self.order] == 1
 
     def __call__(self,
@@ -116,12 +134,15 @@ class Ranked:
         "AUROC (ties count half) and average precision"
         w = np.asarray(weight, float)[self.order]
         tp,fp = (np.cumsum(np.where(k, w, 0))[self.ends] for k in (self.y, ~self.y))
-        if tp[-1] == 0 or fp[-1] == 0: return np.nan, np.nan
-        dtp,dfp = np.diff(tp, prepend=0),np.diff(fp, prepend=0)
-        precision = tp/np.where(tp+fp > 0, tp+fp, 1)
-        return float((dfp*(tp-dtp/2)).sum()/tp[-1]/fp[-1]), float((dtp*precision).sum()/tp[-1])
+        return _areas(tp, fp)
 
-# %% ../nbs/12_metrics.ipynb #dd510922
+# %% ../nbs/12_metrics.ipynb #8992bbfa
+def _draws(stays, n, seed):
+    "`n` wards of `stays` patients drawn with replacement, each as (stays,) counts"
+    rng = np.random.default_rng(seed)
+    for _ in range(n): yield np.bincount(rng.integers(0, stays, stays), minlength=stays)
+
+# %% ../nbs/12_metrics.ipynb #373d11b7
 def bootstrap(
     label:np.ndarray,           # (n,) 0/1
     risk:np.ndarray,            # (n,) predicted risk
@@ -129,20 +150,29 @@ def bootstrap(
     stay:np.ndarray,            # (n,) whose row it is
     hours:np.ndarray|None=None, # (n,) h; None: one hour a row
     n:int=200,                  # Draws of the ward
-    seed:int=42,
+    seed:int=42,                # Of the draws
 )->pd.DataFrame:                # One row a draw: `utility`, `auroc`, `auprc`, `f1`
-    "Metrics of `n` wards drawn patient by patient with replacement"
+    "Metrics of `n` wards drawn patient by patient with replacement; NaN where a ward has one class"
     code,_ = pd.factorize(np.asarray(stay))
-    s,ranked,rng = stay_worth(label, alert, code, hours),Ranked(label, risk),np.random.default_rng(seed)
+    s,ranked = stay_worth(label, alert, code, hours),Ranked(label, risk)
     gain,room = (s.observed-s.silent).to_numpy(),(s.best-s.silent).to_numpy()
     y,a = np.asarray(label) == 1,np.asarray(alert, bool)
     hit,either = (np.bincount(code, o) for o in (y & a, y*1+a))  # F1 = 2 hits / (labels + alerts)
-    def draw():
-        k = np.bincount(rng.integers(0, len(s), len(s)), minlength=len(s))
+    def one(k):
         return ((k@gain)/(k@room) if k@room else np.nan, *ranked(k[code]), 2*(k@hit)/(k@either) if k@either else 0.)
-    return pd.DataFrame([draw() for _ in range(n)], columns=['utility', 'auroc', 'auprc', 'f1'])
+    return pd.DataFrame([one(k) for k in _draws(len(s), n, seed)], columns=['utility', 'auroc', 'auprc', 'f1'])
 
-# %% ../nbs/12_metrics.ipynb #20785b5f
+# %% ../nbs/12_metrics.ipynb #5d67f039
+def _known(label, risk, alert, stay, hours):
+    "The five arrays of the rows with a label; `ValueError` if those labels have one class"
+    label,code = np.asarray(label, float),pd.factorize(np.asarray(stay))[0]
+    if hours is None: hours = pd.Series(code).groupby(code).cumcount()
+    k = ~np.isnan(label)
+    kinds = sorted(set(label[k]))
+    if len(kinds) < 2: raise ValueError(f'all {k.sum()} known labels are {kinds[0] if kinds else "missing"}; metrics need both classes')
+    return [np.asarray(o)[k] for o in (label, risk, alert, code, hours)]
+
+# %% ../nbs/12_metrics.ipynb #cb97715b
 def evaluate(
     label:np.ndarray,           # (n,) 0/1; NaN: the row is left out of the ranking and worth nothing
     risk:np.ndarray,            # (n,) predicted risk
@@ -150,14 +180,10 @@ def evaluate(
     stay:np.ndarray,            # (n,) whose row it is
     hours:np.ndarray|None=None, # (n,) h; None: one hour a row
     n:int=200,                  # Draws of the bootstrap; 0: no interval
-    seed:int=42,
+    seed:int=42,                # Of the draws
 )->pd.DataFrame:                # Index `utility`, `auroc`, `auprc`, `f1`; columns `value`, `lo`, `hi` (95 %)
     "All metrics with their interval over patients; `ValueError` if the labels have one class"
-    label,code = np.asarray(label, float),pd.factorize(np.asarray(stay))[0]
-    if hours is None: hours = pd.Series(code).groupby(code).cumcount()
-    k = ~np.isnan(label)
-    y,r,a,s,h = (np.asarray(o)[k] for o in (label, risk, alert, code, hours))
-    if len(set(y)) < 2: raise ValueError(f'all {len(y)} known labels are {y[0] if len(y) else "missing"}; metrics need both classes')
+    y,r,a,s,h = _known(label, risk, alert, stay, hours)
     value = dict(utility=utility(y, a, s, h), auroc=roc_auc_score(y, r), auprc=average_precision_score(y, r), f1=f1_score(y, a))
     out = pd.DataFrame(dict(value=value))
     if not n: return out

@@ -6,7 +6,7 @@
 __all__ = ['log', 'MOST_WAITING', 'choose', 'schedule', 'Sent', 'connect', 'Stop', 'Outbox', 'stream', 'stop_on_signal',
            'DeliveryError', 'produce']
 
-# %% ../nbs/03_producer.ipynb #46f4ebea
+# %% ../nbs/03_producer.ipynb #e891ad1c
 import logging, re, signal, socket, threading, time
 from collections import deque
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.partitioner.default import DefaultPartitioner
 from tqdm import tqdm
-from .data import encode, hours, messages, read
+from .data import encode, findings, hours, messages, read, warn
 from .settings import Kafka, Topics, client_args
 
 # %% ../nbs/03_producer.ipynb #3c1fa4e1
@@ -49,23 +49,28 @@ def _clock(df, speed):
     first = h.min()
     return (h.fillna(first)-first).to_numpy()*3600/speed if h.notna().any() else np.zeros(len(df))
 
-# %% ../nbs/03_producer.ipynb #71d9adc8
+# %% ../nbs/03_producer.ipynb #a1bf2825
+def _check_pace(speed, rate):
+    "`ValueError` if both are given, or one is not positive"
+    for name,v in dict(speed=speed, rate=rate).items():
+        if v is not None and not 0 < v < np.inf: raise ValueError(f'{name} {v} must be above 0')
+    if speed and rate: raise ValueError(f'speed {speed} and rate {rate} are two clocks; give one of them')
+
+# %% ../nbs/03_producer.ipynb #1dfa9758
 def schedule(
     df:pd.DataFrame,        # Raw tidy frame
     speed:float|None=None,  # Multiple of real time, e.g. 3600: an hour of the file in a second
     rate:float|None=None,   # Rows a second
 )->tuple:                   # (the rows in the order to send, (n,) seconds after the start when each is due or None)
-    "When to send which row; `ValueError` if both are given or one is not positive"
-    for name,v in dict(speed=speed, rate=rate).items():
-        if v is not None and not 0 < v < np.inf: raise ValueError(f'{name} {v} must be above 0')
-    if speed and rate: raise ValueError(f'speed {speed} and rate {rate} are two clocks; give one of them')
+    "When to send which row; `ValueError` for two clocks, one that is not positive, or rows without times"
+    _check_pace(speed, rate)
     if rate: return df, np.arange(len(df))/rate
     if not speed: return df, None
     due = _clock(df, speed)
     order = np.argsort(due, kind='stable')
     return df.iloc[order], due[order]
 
-# %% ../nbs/03_producer.ipynb #c7968a36
+# %% ../nbs/03_producer.ipynb #dd73770d
 @dataclass(frozen=True)
 class Sent:
     "What became of the rows"
@@ -74,7 +79,7 @@ class Sent:
     acknowledged:int = 0  # the broker has them
     failed:int = 0        # refused, or no answer in time
     passes:int = 0        # passes of which every row was acknowledged
-    seconds:float = 0.
+    seconds:float = 0.    # from the first row to the last receipt
     stopped:str = ''      # SIGINT or SIGTERM if that ended it
     error:str = ''        # the first failure
     offsets:dict = field(default_factory=dict) # partition -> (first, last) offset acknowledged
@@ -87,7 +92,7 @@ class Sent:
         return (f"Sent {self.sent} records to Kafka topic '{self.topic}'{why}: {self.acknowledged} acknowledged, {self.failed} failed, "
                 f'{self.unknown} unknown, {self.passes} passes in {self.seconds:.1f} s ({self.acknowledged/max(self.seconds, 1e-9):.0f} rows/s).')
 
-# %% ../nbs/03_producer.ipynb #75f44d74
+# %% ../nbs/03_producer.ipynb #e3c2e261
 def _addresses(kafka):
     "(host, port) of each broker; `ValueError` names what is no address"
     found = [(a.strip(), re.fullmatch(r'\[?(.+?)\]?:(\d{1,5})', a.strip())) for a in kafka.bootstrap_servers.split(',')]
@@ -95,6 +100,7 @@ def _addresses(kafka):
         if not m: raise ValueError(f"[kafka] bootstrap_servers '{a}': expected host:port, as in 127.0.0.1:9092; mend it in settings.ini or the environment")
     return [(m[1], int(m[2])) for _,m in found]
 
+# %% ../nbs/03_producer.ipynb #9da99db5
 def _why_not(kafka):
     "What is found at the brokers' addresses, and what to do"
     said,do = [], 'Start the broker (`sepsis broker start`), or set bootstrap_servers in section [kafka] of settings.ini'
@@ -117,7 +123,16 @@ class _Remembered(DefaultPartitioner):
         if p is None: p = self.known[k] = super().partition(topic, key, serialized_key, value, serialized_value, cluster)
         return p
 
-# %% ../nbs/03_producer.ipynb #69233048
+# %% ../nbs/03_producer.ipynb #658b9d11
+def _check_topic(producer, topic, kafka):
+    "`ConnectionError` if the topic does not exist or cannot be seen"
+    try: producer.partitions_for(topic)
+    except (KafkaError, ValueError) as e:
+        producer.close(timeout=1)
+        absent = "it does not exist: create it (`sepsis topics create`)"
+        raise ConnectionError(f"topic '{topic}' at {kafka.bootstrap_servers}: {absent if isinstance(e, KafkaTimeoutError) else e}") from None
+
+# %% ../nbs/03_producer.ipynb #7a0992fd
 def connect(
     kafka:Kafka,          # The section `[kafka]`
     topic:str,            # Must exist
@@ -125,14 +140,11 @@ def connect(
 )->KafkaProducer:
     "A producer for one topic; `ConnectionError` within 10 s says what is wrong and what to do"
     _addresses(kafka)
-    try: producer = KafkaProducer(**client_args(kafka), bootstrap_timeout_ms=5000, max_block_ms=4000, delivery_timeout_ms=int(patience_s*1000),
-        request_timeout_ms=int(min(30, patience_s/2)*1000), batch_size=256*1024, linger_ms=5, reconnect_backoff_max_ms=1000, partitioner=_Remembered(), allow_auto_create_topics=False)
+    try: producer = KafkaProducer(**client_args(kafka), bootstrap_timeout_ms=5000, max_block_ms=4000,
+        delivery_timeout_ms=int(patience_s*1000), request_timeout_ms=int(min(30, patience_s/2)*1000), batch_size=256*1024,
+        linger_ms=5, reconnect_backoff_max_ms=1000, partitioner=_Remembered(), allow_auto_create_topics=False)
     except KafkaError: raise ConnectionError(_why_not(kafka)) from None
-    try: producer.partitions_for(topic)
-    except (KafkaError, ValueError) as e:
-        producer.close(timeout=1)
-        absent = "it does not exist: create it (`sepsis topics create`)"
-        raise ConnectionError(f"topic '{topic}' at {kafka.bootstrap_servers}: {absent if isinstance(e, KafkaTimeoutError) else e}") from None
+    _check_topic(producer, topic, kafka)
     return producer
 
 # %% ../nbs/03_producer.ipynb #e7ccf460
@@ -146,12 +158,12 @@ class Stop:
         end = time.monotonic()+seconds
         while not self.why and (left := end-time.monotonic()) > 0: time.sleep(min(left, .05))
 
-# %% ../nbs/03_producer.ipynb #0d1e6a2f
+# %% ../nbs/03_producer.ipynb #2c549354
 class Outbox:
     "Rows on their way to one topic"
     def __init__(self, producer, topic, stop=None, patience_s=300):
         self.producer,self.topic,self.stop,self.patience_s = producer,topic,stop if stop is not None else Stop(),patience_s
-        self.waiting,self.offsets,self.error = deque(),{},None
+        self.waiting,self.offsets,self.error = deque(),{},None # receipts; partition -> (first, last) offset; first failure
         self.sent = self.acknowledged = self.failed = 0
 
     def put(self, key, value):
@@ -161,19 +173,22 @@ class Outbox:
         self.waiting.append(receipt)
         self.sent += 1
 
-    def settle(self):
-        "Take the receipts that have come, oldest first; returns how many"
-        n = self.acknowledged
-        while self.waiting and self.waiting[0].is_done:
-            receipt = self.waiting.popleft()
-            if receipt.failed(): self.failed,self.error = self.failed+1, self.error or receipt.exception
-            else:
-                self.acknowledged += 1
-                _,p,_,o,*_ = receipt.value
-                self.offsets[p] = self.offsets.get(p, (o,))[0], o
-        return self.acknowledged-n
+# %% ../nbs/03_producer.ipynb #73e512e8
+def _settle(self):
+    "Take the receipts that have come, oldest first; returns how many"
+    n = self.acknowledged
+    while self.waiting and self.waiting[0].is_done:
+        receipt = self.waiting.popleft()
+        if receipt.failed(): self.failed,self.error = self.failed+1, self.error or receipt.exception
+        else:
+            self.acknowledged += 1
+            _,p,_,o,*_ = receipt.value
+            self.offsets[p] = self.offsets.get(p, (o,))[0], o
+    return self.acknowledged-n
 
-# %% ../nbs/03_producer.ipynb #4ae04ae5
+Outbox.settle = _settle
+
+# %% ../nbs/03_producer.ipynb #49f5b104
 def _insist(self, key, value):
     "Send a row again until the cluster knows the topic; the last error after `patience_s`"
     end = time.monotonic()+self.patience_s
@@ -183,6 +198,9 @@ def _insist(self, key, value):
             if self.stop or time.monotonic() > end: raise
             self.stop.nap(.2)
 
+Outbox._insist = _insist
+
+# %% ../nbs/03_producer.ipynb #3f28386a
 def _wait(self, most=0, timeout=None, tick=lambda n: None):
     "Wait until at most `most` rows are unanswered; without a timeout also no longer than until it is time to stop or a row has failed"
     start = last = time.monotonic()
@@ -196,7 +214,7 @@ def _wait(self, most=0, timeout=None, tick=lambda n: None):
             warn_s *= 2
         time.sleep(.003)
 
-Outbox._insist,Outbox.wait = _insist,_wait
+Outbox.wait = _wait
 
 # %% ../nbs/03_producer.ipynb #95c97c24
 def _close(self, timeout=10.):
@@ -207,16 +225,16 @@ def _close(self, timeout=10.):
 
 Outbox.close = _close
 
-# %% ../nbs/03_producer.ipynb #7989e427
+# %% ../nbs/03_producer.ipynb #b7acfe71
 MOST_WAITING = 10_000 # rows without a receipt: half a second of full speed, and 7 MB
 
 def stream(
-    box:Outbox,
+    box:Outbox,                 # Takes the rows
     df:pd.DataFrame,            # Rows in the order to send
     due:np.ndarray|None=None,   # (n,) seconds after the start; None: now
     shown=None,                 # Called with each row's JSON text; None: not
     tick=lambda n: None,        # Called with the number of rows newly acknowledged
-    slice_rows=500,
+    slice_rows=500,             # Rows between two looks at the receipts
 )->bool:                        # Whether all rows were handed over
     "Send a frame once; ends early when it is time to stop or a row has failed"
     rows,i,start = ((m['patient_id'].encode(), encode(m)) for m in messages(df)),0,time.monotonic()
@@ -276,7 +294,7 @@ def _passes(box, df, due, loops, pause, verbose, quiet, echo):
         if not whole or box.waiting or box.error: return
         yield k
 
-# %% ../nbs/03_producer.ipynb #a326cd56
+# %% ../nbs/03_producer.ipynb #3090c16c
 def produce(
     paths,                    # 'sample', a path, or several: see `read`
     kafka:Kafka=Kafka(),      # The section `[kafka]`
@@ -293,7 +311,9 @@ def produce(
 )->Sent:
     "Stream files into Kafka; `ConnectionError` if there is no broker, `DeliveryError` if rows were lost, `ValueError` for bad data"
     if loops is not None and loops < 1 or pause < 0: raise ValueError(f'loops {loops} must be at least 1 (or left out: for ever), pause {pause} not below 0')
-    df,due = schedule(choose(read(paths), patients), speed, rate)
+    df = choose(read(paths), patients)
+    warn(findings(df.drop(columns='label', errors='ignore')), paths)
+    df,due = schedule(df, speed, rate)
     echo('Patient data loaded and validated successfully.')
     with stop_on_signal() as stop, _calm():
         box,began,done = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s),time.monotonic(),0

@@ -262,7 +262,7 @@ def _version(store, name, alias=None, version=None):
         v = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
         return v.version, v.source, v.run_id
 
-# %% ../nbs/13_registry.ipynb #6f0aada4
+# %% ../nbs/13_registry.ipynb #678155f1
 def resolve(
     uri:str,    # models:/sepsis@champion, models:/sepsis/3 or runs:/<id>/<name>
     store:str,  # MLflow tracking URI
@@ -274,8 +274,9 @@ def resolve(
     if not uri.startswith('models:/') or not name or not (alias or version): raise RegistryError(
         f"model URI '{uri}': expected models:/<name>@<alias>, models:/<name>/<version> or runs:/<run id>/<name>")
     try: v,source,run_id = _version(store, name, alias, version)
-    except RegistryError as e: raise RegistryError(f"model URI '{uri}' cannot be found: {e}; "
-        "train one with `sepsis train`, or mend [model] uri") from None
+    except RegistryError as e:
+        todo = '' if 'mend [' in str(e) else '; train one with `sepsis train`, or mend [model] uri'
+        raise RegistryError(f"model URI '{uri}' cannot be found: {str(e).rstrip('.')}{todo}") from None
     return Ref(uri, source.rsplit('/', 1)[-1], f'models:/{name}/{v}', name, str(v), run_id)
 
 # %% ../nbs/13_registry.ipynb #887eab7a

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['log', 'PROTOCOLS', 'MODELS', 'PARAMETERS', 'START', 'GRID', 'OKABE', 'SEED_GRID', 'SCORE', 'Job', 'check_names',
            'assigned', 'check_places', 'Recorder', 'Stays', 'load_stays', 'deal', 'thin', 'candidates', 'make',
-           'Always', 'fit', 'risk', 'at_once', 'inner_risks', 'best', 'Outcome', 'cross_validate', 'fold_table',
+           'Always', 'fit', 'risk', 'at_once', 'inner_risks', 'best', 'Outcome', 'fold_table', 'cross_validate',
            'importance', 'plot_importance', 'seed_frame', 'load_seed', 'seed_split', 'seed_model', 'seed_search',
            'seed_study', 'split_worth', 'plot_splits', 'plot_utility', 'plot_calibration', 'median_stay', 'plot_stay',
            'evaluation_of', 'tidy', 'flat_metrics', 'Logged', 'log_job', 'runs_table', 'summary', 'test_external',
-           'page_html', 'notebook_path', 'TrainingFailed', 'run_training']
+           'verdict', 'command', 'page_html', 'notebook_path', 'TrainingFailed', 'run_training']
 
-# %% ../nbs/02_train.ipynb #3423ece7
-import json, logging, re, sys
+# %% ../nbs/02_train.ipynb #1f854061
+import json, logging, re, shlex, sys
 from collections import defaultdict
 from dataclasses import asdict, astuple, dataclass, fields
 from difflib import get_close_matches
@@ -29,15 +29,15 @@ from sklearn.model_selection import ParameterGrid, RandomizedSearchCV, train_tes
 from sklearn.preprocessing import StandardScaler
 from xgboost import XGBClassifier
 
-# %% ../nbs/02_train.ipynb #7ef9d1ac
-from .data import data_digest, findings, hours, read, signal_rows
+# %% ../nbs/02_train.ipynb #b6a5bca4
+from .data import data_digest, findings, hours, read, signal_rows, warn
 from .features import FeatureSpec, SEED_SPEC, SPECS, extract
 from .metrics import evaluate, stay_worth, threshold_curve
 from .registry import RegistryError, check_store, log_model, log_scaler, register, use_store
 from .settings import Settings, load_settings
 log = logging.getLogger(__name__)
 
-# %% ../nbs/02_train.ipynb #4ded09ce
+# %% ../nbs/02_train.ipynb #e91ccd24
 @dataclass(frozen=True)
 class Job:
     "What one run was asked to do; `ValueError` names a value that cannot be"
@@ -47,27 +47,30 @@ class Job:
     features:str = 'full'      # monitor4, vitals or full; protocol seed always uses monitor4
     models:str = 'LightGBM,RandomForest,XGBoost'
     folds:int = 5              # At least 3: one to test, one to choose on, the rest to fit
-    search_iter:int = 2        # Candidates a model, the first of them a known good start
-    seed:int = 42
+    search_iter:int = 2        # Candidates a model, the first of them a known good start; at least 1
+    seed:int = 42              # Of folds, models, search and bootstrap; at least 0
     tracking_uri:str = ''      # MLflow store; empty: from the settings
     metrics_json:str = ''      # File for the metrics; empty: none
 
-    def __post_init__(self):
-        for f in fields(self): object.__setattr__(self, f.name, _as(f.type, getattr(self, f.name), f.name))
-        _one_of('protocol', self.protocol, PROTOCOLS); _one_of('features', self.features, SPECS)
-        for n in self.names or ['']: _one_of('models', n, MODELS)
-        for k,least in dict(folds=3, search_iter=1, seed=0).items():
-            if getattr(self, k) < least: raise ValueError(f'parameter {k} is {getattr(self, k)}, expected at least {least}')
-
+    def __post_init__(self): _check(self)
     @property
     def names(self): return list(dict.fromkeys(n.strip() for n in self.models.split(',') if n.strip()))
     @property
     def spec(self): return SEED_SPEC if self.protocol == 'seed' else SPECS[self.features]
 
-# %% ../nbs/02_train.ipynb #936ead58
+# %% ../nbs/02_train.ipynb #9c0fb144
 PROTOCOLS = 'patient', 'seed'
 MODELS = 'LightGBM', 'RandomForest', 'XGBoost'
 
+def _check(job):
+    "Types, names and limits of a job's values; `ValueError` names the first that cannot be"
+    for f in fields(job): object.__setattr__(job, f.name, _as(f.type, getattr(job, f.name), f.name))
+    _one_of('protocol', job.protocol, PROTOCOLS); _one_of('features', job.features, SPECS)
+    for n in job.names or ['']: _one_of('models', n, MODELS)
+    for k,least in dict(folds=3, search_iter=1, seed=0).items():
+        if getattr(job, k) < least: raise ValueError(f'parameter {k} is {getattr(job, k)}, expected at least {least}')
+
+# %% ../nbs/02_train.ipynb #cee9fc47
 def _as(kind, value, name):
     try: return kind(value)
     except (TypeError, ValueError): raise ValueError(f"parameter {name} is '{value}', expected a whole number") from None
@@ -75,7 +78,7 @@ def _as(kind, value, name):
 def _one_of(name, value, known):
     if value not in known: raise ValueError(f"parameter {name}: '{value}' is unknown; known are {', '.join(known)}")
 
-# %% ../nbs/02_train.ipynb #b707f3f9
+# %% ../nbs/02_train.ipynb #9777fc40
 PARAMETERS = [f.name for f in fields(Job)]
 
 def check_names(
@@ -87,6 +90,7 @@ def check_names(
         near = get_close_matches(name, PARAMETERS, 1)
         raise ValueError(f"unknown parameter '{name}'" + (f", did you mean '{near[0]}'?" if near else '') + f" Known are {', '.join(PARAMETERS)}.")
 
+# %% ../nbs/02_train.ipynb #68083069
 def assigned(
     before:dict, # Copy of a notebook's globals
     now:dict,    # Its globals after some cells
@@ -95,10 +99,10 @@ def assigned(
     own = re.compile(r'_{1,3}|_i{1,3}|_i?\d+|In|Out|before|PAPERMILL_(IN|OUT)PUT_PATH')
     return [k for k,v in now.items() if not own.fullmatch(k) and before.get(k, before) is not v]
 
-# %% ../nbs/02_train.ipynb #ab359189
+# %% ../nbs/02_train.ipynb #f3108947
 def check_places(
     job:Job,
-    settings:Settings,
+    settings:Settings, # Its store counts if the job names none
 )->None:
     "Whether data and store are there, and the folder for the metrics; `FileNotFoundError` or `RegistryError` says what is not"
     check_store(job.tracking_uri or settings.tracking_uri, create=True)
@@ -134,7 +138,7 @@ class Recorder:
         if own and at is not None: nb.cells.insert(at+1, nbformat.v4.new_code_cell(own[-1]))
         return nb
 
-# %% ../nbs/02_train.ipynb #8eff1e74
+# %% ../nbs/02_train.ipynb #53b76090
 @dataclass(frozen=True)
 class Stays:
     "Rows ready to train on"
@@ -143,15 +147,17 @@ class Stays:
     who:np.ndarray     # (n,) index into `ids`
     ids:np.ndarray     # Patient ids
     hour:np.ndarray    # (n,) h within the stay
-    counts:pd.DataFrame
-    digest:str         # Of the data as read
+    counts:pd.DataFrame   # `count` of stays, rows, labels, and of what was left out
+    findings:pd.DataFrame # What the readers found odd, from `data.findings`
+    digest:str            # Of the data as read, from `data.data_digest`
 
     @property
-    def septic(self): return np.bincount(self.who, self.y == 1) > 0
-    def metrics(self, risk, alert, rows=slice(None), **kw):
+    def septic(self): # (stays,) bool: any label is 1
+        return np.bincount(self.who, self.y == 1) > 0
+    def metrics(self, risk, alert, rows=slice(None), **kw): # See `metrics.evaluate`
         return evaluate(self.y[rows], risk[rows], alert[rows], self.who[rows], self.hour[rows], **kw)
 
-# %% ../nbs/02_train.ipynb #f560d3ff
+# %% ../nbs/02_train.ipynb #0549b13b
 def _labelled(df, where):
     "Rows of stays with any label, and what was left out; `ValueError` if they cannot train a model"
     if 'label' not in df: raise ValueError(f'{where}: no labels; training needs a column Label or SepsisLabel of 0 and 1')
@@ -162,6 +168,7 @@ def _labelled(df, where):
     left = dict(unlabelled_stays_left_out=df.patient_id[~known].nunique(), rows_left_out=int((~known).sum()))
     return df[known].reset_index(drop=True), left
 
+# %% ../nbs/02_train.ipynb #9f719162
 def load_stays(
     data,                   # See `data.read`
     spec:FeatureSpec,       # Features to extract
@@ -170,18 +177,18 @@ def load_stays(
     "Read, extract, and count what is there; `ValueError` if it cannot train a model"
     df,left = _labelled(raw := read(data, progress), data)
     who,ids = pd.factorize(df.patient_id)
-    clock = df.groupby('patient_id').cumcount().to_numpy(float)  # a Challenge row is an hour, as for its scorer
+    clock = df.groupby('patient_id').cumcount().to_numpy(float) # h: a Challenge row is an hour, as for its scorer
     if 'time' in df and df.time.dtype.kind == 'M': clock = hours(df.time)
     y = df.label.to_numpy(float)
     counts = dict(stays=len(ids), septic_stays=len(set(who[y == 1])), rows=len(df), rows_labelled_1=int((y == 1).sum()),
                   rows_without_label=int(np.isnan(y).sum()), features=len(spec.names), **left)
-    return Stays(extract(df, spec).to_numpy(float), y, who, ids, clock, pd.DataFrame(dict(count=counts)), data_digest(raw))
+    return Stays(extract(df, spec).to_numpy(float), y, who, ids, clock, pd.DataFrame(dict(count=counts)), findings(raw), data_digest(raw))
 
-# %% ../nbs/02_train.ipynb #e2338aa8
+# %% ../nbs/02_train.ipynb #00b9d9a7
 def deal(
     septic:np.ndarray, # (stays,) bool
-    folds:int=5,
-    seed:int=42,
+    folds:int=5,       # At least 2
+    seed:int=42,       # Of the shuffle
 )->np.ndarray:         # (stays,) fold of each stay, 0 to folds-1
     "Grouped, stratified, shuffled folds; `ValueError` for a single patient"
     n = len(septic)
@@ -204,17 +211,19 @@ def thin(
     w = np.where(stays.septic[stays.who], 1., one_in*keep)
     return np.where(np.isnan(stays.y), 0, w)
 
-# %% ../nbs/02_train.ipynb #9eee43b9
+# %% ../nbs/02_train.ipynb #67828f49
 START = dict(
     LightGBM=dict(n_estimators=100, num_leaves=8, learning_rate=.06, min_child_samples=100, colsample_bytree=.3),
     RandomForest=dict(n_estimators=30, max_depth=8, min_samples_leaf=50, max_features=8),
     XGBoost=dict(n_estimators=80, max_depth=3, learning_rate=.08, min_child_weight=20, colsample_bytree=.3))
+
+# %% ../nbs/02_train.ipynb #bc7e9dc3
 GRID = dict(
     LightGBM=dict(num_leaves=[4, 8, 15, 31], learning_rate=[.04, .06, .1], min_child_samples=[50, 100, 300], colsample_bytree=[.2, .3, .5]),
     RandomForest=dict(max_depth=[6, 8, 12], min_samples_leaf=[20, 50, 100], max_features=[4, 8, 16]),
     XGBoost=dict(max_depth=[2, 3, 4, 5], learning_rate=[.05, .08, .12], min_child_weight=[5, 20, 100], colsample_bytree=[.2, .3, .5]))
 
-# %% ../nbs/02_train.ipynb #b9e76b50
+# %% ../nbs/02_train.ipynb #0c488b0f
 def candidates(
     name:str,    # One of `MODELS`
     n:int=2,     # How many, the start included; capped by the grid
@@ -225,45 +234,57 @@ def candidates(
     order = np.random.default_rng(seed).permutation(len(grid))
     return [START[name], *[grid[i] for i in order if grid[i] != START[name]]][:n]
 
+# %% ../nbs/02_train.ipynb #7ba2dd94
 def make(
     name:str,    # One of `MODELS`
     params:dict, # On top of what is fixed here
     seed:int=42,
 ):               # Unfitted classifier
-    "A classifier that gives the same trees for the same seed: one thread each, and as many fits at once as there are cores"
+    "A classifier that gives the same trees for the same seed"
     if name == 'LightGBM': return LGBMClassifier(verbose=-1, n_jobs=1, random_state=seed, **params)
     if name == 'RandomForest': return RandomForestClassifier(n_jobs=1, random_state=seed, **params)
     return XGBClassifier(n_jobs=1, random_state=seed, subsample=.8, max_bin=64, **params)
 
-# %% ../nbs/02_train.ipynb #b54b999b
+# %% ../nbs/02_train.ipynb #65f11e6a
 class Always:
     "What can be learnt from rows of one class: that class"
     def __init__(self, y): self.y = float(y)
     def predict_proba(self, X): return np.tile([1-self.y, self.y], (len(X), 1))
 
-def fit(name, params, X, y, weight, seed=42):
-    "A fitted model on the rows with weight; with a single class in them, one that always answers it"
+# %% ../nbs/02_train.ipynb #baa67dd1
+def fit(
+    name:str,          # One of `MODELS`
+    params:dict,       # For `make`
+    X:np.ndarray,      # (n, features)
+    y:np.ndarray,      # (n,) 0/1; NaN only where the weight is 0
+    weight:np.ndarray, # (n,) 0: the row is not used
+    seed:int=42,
+):                     # Fitted classifier
+    "A model of the rows with weight; with a single class in them, one that always answers it"
     k = weight > 0
     if len(set(y[k])) < 2:
         log.warning('rows of one class only: %s always answers %g', name, y[k][0])
         return Always(y[k][0])
     return make(name, params, seed).fit(X[k], y[k], sample_weight=weight[k])
 
-def risk(model, X): return model.predict_proba(X)[:,1].astype(float)
+# %% ../nbs/02_train.ipynb #c309a9e9
+def risk(model, X):
+    "(n,) float64 probabilities of class 1"
+    return model.predict_proba(X)[:,1].astype(float)
 
 def at_once(calls, progress=lambda it, **kw: it):
     "Results of the calls (from joblib's `delayed`) in their order; threads, because the fits leave Python's lock"
     calls = list(calls)
     return progress(Parallel(n_jobs=-1, prefer='threads', return_as='generator')(calls), total=len(calls))
 
-# %% ../nbs/02_train.ipynb #6562772f
+# %% ../nbs/02_train.ipynb #1d9b6e43
 def inner_risks(
     stays:Stays,
     fold:np.ndarray,        # (stays,) from `deal`
     name:str,               # One of `MODELS`
-    options:list,           # Parameter dicts
+    options:list,           # Parameter dicts, from `candidates`
     weight:np.ndarray,      # (n,) from `thin`
-    seed:int=42,
+    seed:int=42,            # Of the models
     progress=lambda it, **kw: it, # Wraps the fits, e.g. tqdm
 )->np.ndarray:              # (options, folds, n): [c, i] are risks by models that saw neither fold i nor the row's own fold
     "Risks to choose with for each test fold; NaN in the test fold itself"
@@ -275,15 +296,16 @@ def inner_risks(
     for _ in at_once((delayed(one)(c, i, j) for c in range(len(options)) for i,j in combinations(range(k), 2)), progress): pass
     return out
 
-# %% ../nbs/02_train.ipynb #ae853c17
+# %% ../nbs/02_train.ipynb #8ecef798
 def best(stays, r, rows):
-    "Threshold with the highest utility on `rows`, and that utility; 0 where no stay is septic"
+    "(threshold with the highest utility on `rows`, that utility); the utility is 0 where no stay is septic"
     args = stays.y[rows], r[rows], stays.who[rows], stays.hour[rows]
     curve = threshold_curve(*args)
     top = curve.loc[curve.gain.idxmax()]
     s = stay_worth(args[0], args[1] > np.inf, *args[2:]).sum()
     return float(top.threshold), float(top.gain/(s.best-s.silent)) if s.best > s.silent else 0.
 
+# %% ../nbs/02_train.ipynb #caf006e2
 def _fitted_rows(stays, fold, name, option, weight, seed):
     "For two folds: risks of the rows that a model was fitted on"
     log.warning('two folds leave none to choose on: no search, and the threshold is from the fitted rows, hence too bold')
@@ -306,7 +328,7 @@ class Outcome:
     folds:pd.DataFrame    # One row a fold, or empty
     search:pd.DataFrame   # One row a candidate
 
-# %% ../nbs/02_train.ipynb #54811fda
+# %% ../nbs/02_train.ipynb #98afc0b9
 def _words(options): return [', '.join(f'{k}={v}' for k,v in o.items()) for o in options]
 
 def _choose(stays, fold, inner):
@@ -315,6 +337,7 @@ def _choose(stays, fold, inner):
     found = np.array([[best(stays, r, f != i) for r in inner[:,i]] for i in range(fold.max()+1)])
     return found[:,:,0], found[:,:,1]
 
+# %% ../nbs/02_train.ipynb #5983fb45
 def _held_out(stays, fold, name, options, thresholds, pick, final, weight, seed, progress):
     "Risk and alert of every row, by models that never saw its fold; and the model of all folds"
     f,r,alert = fold[stays.who],np.empty(len(stays.y)),np.zeros(len(stays.y), bool)
@@ -326,13 +349,23 @@ def _held_out(stays, fold, name, options, thresholds, pick, final, weight, seed,
         alert[k] = r[k] >= thresholds[i,pick[i]]
     return r, alert, list(at_once((delayed(one)(i) for i in (-1, *range(len(pick)))), progress))[0]
 
-# %% ../nbs/02_train.ipynb #f3466eab
+# %% ../nbs/02_train.ipynb #0d875be5
+def fold_table(stays, fold, r, alert, thresholds, pick):
+    "One row a test fold: stays, what was chosen for it, its metrics (NaN where it has one class)"
+    def one(i):
+        k,t = fold[stays.who] == i,thresholds[i,pick[i]]
+        row = dict(stays=int((fold == i).sum()), septic=int(stays.septic[fold == i].sum()), candidate=int(pick[i]), threshold=t)
+        two = len(set(stays.y[k & ~np.isnan(stays.y)])) == 2
+        return row | (stays.metrics(r, alert, k, n=0).value.to_dict() if two else dict.fromkeys(('utility', 'auroc', 'auprc', 'f1'), np.nan))
+    return pd.DataFrame([one(i) for i in range(len(pick))]).rename_axis('fold')
+
+# %% ../nbs/02_train.ipynb #e89ea81b
 def cross_validate(
     stays:Stays,
     fold:np.ndarray,        # (stays,) from `deal`
     name:str,               # One of `MODELS`
     options:list,           # Parameter dicts, from `candidates`
-    seed:int=42,
+    seed:int=42,            # Of models, thinning and bootstrap
     progress=lambda it, **kw: it, # Wraps the fits, e.g. tqdm
     one_in:int=12,          # See `thin`
 )->Outcome:
@@ -347,17 +380,17 @@ def cross_validate(
     return Outcome(name, model, final, GRID[name], best(stays, r, r == r)[0], r, alert,
                    stays.metrics(r, alert, seed=seed), fold_table(stays, fold, r, alert, thresholds, pick), search)
 
-# %% ../nbs/02_train.ipynb #be723f06
-def fold_table(stays, fold, r, alert, thresholds, pick):
-    "What each test fold said; NaN where it has one class"
-    def one(i):
-        k,t = fold[stays.who] == i,thresholds[i,pick[i]]
-        row = dict(stays=int((fold == i).sum()), septic=int(stays.septic[fold == i].sum()), candidate=int(pick[i]), threshold=t)
-        two = len(set(stays.y[k & ~np.isnan(stays.y)])) == 2
-        return row | (stays.metrics(r, alert, k, n=0).value.to_dict() if two else dict.fromkeys(('utility', 'auroc', 'auprc', 'f1'), np.nan))
-    return pd.DataFrame([one(i) for i in range(len(pick))]).rename_axis('fold')
+# %% ../nbs/02_train.ipynb #96e3742f
+def _auroc_drops(model, V, y, which, repeats, rng):
+    "AUROC lost on the rows `V` when each column of `which` is shuffled, mean of `repeats`"
+    whole = roc_auc_score(y, risk(model, V))
+    def drop(j):
+        W = V.copy()
+        W[:,j] = rng.permutation(W[:,j])
+        return whole - roc_auc_score(y, risk(model, W))
+    return [np.mean([drop(j) for _ in range(repeats)]) for j in which]
 
-# %% ../nbs/02_train.ipynb #0f300eb1
+# %% ../nbs/02_train.ipynb #b6a781da
 def importance(
     X:np.ndarray,      # (n, features)
     y:np.ndarray,      # (n,) 0/1
@@ -365,43 +398,42 @@ def importance(
     weight:np.ndarray, # (n,) for fitting; 0: not used
     check:np.ndarray,  # (n,) bool: rows to shuffle, none of them with weight
     top:int=12,        # So many features of the highest gain are shuffled
-    repeats:int=3,
-    seed:int=42,
+    repeats:int=3,     # Shuffles a feature
+    seed:int=42,       # Of model and shuffles
 )->pd.DataFrame:       # Index feature; `gain` as a share, `auroc_drop` when shuffled; highest gain first
     "Gain and permutation importance of a quick LightGBM"
-    model,rng,V = fit('LightGBM', START['LightGBM'], X, y, weight, seed),np.random.default_rng(seed),X[check]
+    model = fit('LightGBM', START['LightGBM'], X, y, weight, seed)
     gain = pd.Series(model.booster_.feature_importance('gain'), names, dtype=float).sort_values(ascending=False)
-    whole = roc_auc_score(y[check], risk(model, V))
-    def drop(j):
-        W = V.copy()
-        W[:,j] = rng.permutation(W[:,j])
-        return whole - roc_auc_score(y[check], risk(model, W))
-    drops = {n:np.mean([drop(list(names).index(n)) for _ in range(repeats)]) for n in gain.index[:top]}
-    return pd.DataFrame(dict(gain=gain/gain.sum(), auroc_drop=pd.Series(drops))).loc[gain.index].rename_axis('feature')
+    first = gain.index[:top]
+    drops = _auroc_drops(model, X[check], y[check], [list(names).index(n) for n in first], repeats, np.random.default_rng(seed))
+    return pd.DataFrame(dict(gain=gain/gain.sum(), auroc_drop=pd.Series(drops, first))).loc[gain.index].rename_axis('feature')
 
-# %% ../nbs/02_train.ipynb #82d5eacb
+# %% ../nbs/02_train.ipynb #1b7a6ad7
 OKABE = dict(LightGBM='#0072B2', RandomForest='#D55E00', XGBoost='#009E73')
 
+# %% ../nbs/02_train.ipynb #bb3aa8af
 def plot_importance(table, top=12):
+    "The first features of `importance`, gain beside loss when shuffled"
     t = table.head(top)[::-1]
     fig,axs = plt.subplots(1, 2, figsize=(9, .25*len(t)+1.2), sharey=True)
-    for ax,c,colour,label in zip(axs, t, OKABE.values(), ('share of the gain', 'AUROC lost when shuffled')):
+    for ax,c,colour,label in zip(axs, t, OKABE.values(), ('share of the gain (0 to 1)', 'AUROC lost when shuffled')):
         ax.barh(t.index, t[c], color=colour); ax.set_xlabel(label)
     worst = table.auroc_drop.idxmax()
     fig.suptitle(f'{table.index[0]} splits most, {worst} is missed most ({table.auroc_drop.max():.3f} of AUROC)', fontsize=11)
     fig.tight_layout()
     return fig
 
-# %% ../nbs/02_train.ipynb #89ed6483
+# %% ../nbs/02_train.ipynb #1acce1ac
 SEED_GRID = dict(
     LightGBM=dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[-1, 5]),
     RandomForest=dict(n_estimators=[50, 100, 200], max_depth=[3, 5, 10]),
     XGBoost=dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[3, 5]))
 
+# %% ../nbs/02_train.ipynb #326ff5cb
 def seed_frame(
     df:pd.DataFrame, # Raw tidy frame, rows in file order
 )->tuple:            # (rows that have everything, the study's features among their columns; the features that it could have taken)
-    "The original study's table; the heart rate stands in where a source has no pulse rate; `ValueError` if no row is whole"
+    "The original study's table; `ValueError` if no row is whole"
     raw = pd.DataFrame(signal_rows(df, ('Pulse', 'Temp', 'HR', 'Resp')), columns=['Pulse', 'Temp', 'HR', 'Resp'], index=df.index)
     roll = {f'{c}_{how}':getattr(raw[c].rolling(2), how)() for c in raw for how in ('min', 'mean', 'max')}
     options = pd.DataFrame(roll | dict(HR_to_RR_Ratio=raw.HR/raw.Resp))
@@ -411,9 +443,12 @@ def seed_frame(
     tame = lambda o: o.loc[whole.index].reset_index(drop=True).replace([np.inf, -np.inf], np.nan)
     return tame(whole).fillna(dict.fromkeys(study, 0)), tame(options)
 
-# %% ../nbs/02_train.ipynb #79389364
-def load_seed(data, progress=lambda it: it):
-    "Stays whose `X` are the study's features, and the candidates for the look at importance"
+# %% ../nbs/02_train.ipynb #f4cad621
+def load_seed(
+    data,                   # See `data.read`
+    progress=lambda it: it, # Wraps the files, e.g. tqdm
+)->tuple:                   # (`Stays`, frame of the candidates for the look at importance)
+    "Stays whose `X` is a frame of the study's features; `ValueError` if no row is whole or the whole ones have one class"
     df,left = _labelled(raw := read(data, progress), data)
     frame,options = seed_frame(df)
     who,ids = pd.factorize(frame.patient_id)
@@ -421,26 +456,28 @@ def load_seed(data, progress=lambda it: it):
     if len(set(y)) < 2: raise ValueError(f'{data}: all {len(y)} rows with all four signals are labelled {y[0]:g}; training needs both classes')
     counts = dict(stays=len(ids), septic_stays=len(set(who[y == 1])), rows=len(df), rows_used=len(frame), rows_labelled_1=int(y.sum()), **left)
     stays = Stays(frame[list(SEED_SPEC.names)], y, who, ids, frame.groupby('patient_id').cumcount().to_numpy(float),
-                  pd.DataFrame(dict(count=counts)), data_digest(raw))
+                  pd.DataFrame(dict(count=counts)), findings(raw), data_digest(raw))
     return stays, options
 
+# %% ../nbs/02_train.ipynb #c1bd55b4
 def seed_split(stays):
     "The study's split of rows, as (training rows, test rows)"
     return train_test_split(np.arange(len(stays.y)), test_size=.2, random_state=42)
 
-# %% ../nbs/02_train.ipynb #13fb4258
+# %% ../nbs/02_train.ipynb #fc43e1f6
 def seed_model(name, seed=42):
     "The study's classifier before its search"
     return dict(LightGBM=LGBMClassifier(verbose=-1, n_jobs=1), RandomForest=RandomForestClassifier(random_state=seed),
                 XGBoost=XGBClassifier(random_state=seed, n_jobs=1))[name]
 
+# %% ../nbs/02_train.ipynb #a3651b26
 def seed_search(name, seed=42, tick=lambda: None):
     "The study's search, not yet fitted; `tick` is called at each of its fits"
     def f1(model, X, y): tick(); return f1_score(y, model.predict(X))
     n = min(10, len(ParameterGrid(SEED_GRID[name])))
     return RandomizedSearchCV(seed_model(name, seed), SEED_GRID[name], n_iter=n, cv=3, scoring=f1, random_state=42, n_jobs=-1)
 
-# %% ../nbs/02_train.ipynb #684110bf
+# %% ../nbs/02_train.ipynb #e235ff1e
 def _seed_outcome(stays, search, name, test, Z):
     "The search's best model on the test rows"
     n,model = len(stays.y),search.best_estimator_
@@ -452,6 +489,7 @@ def _seed_outcome(stays, search, name, test, Z):
     return Outcome(name, model, search.best_params_, SEED_GRID[name], float(np.nextafter(.5, 1)), r, alert,
                    pd.DataFrame(dict(value=m)), pd.DataFrame(), tried)
 
+# %% ../nbs/02_train.ipynb #a9e503e5
 def seed_study(
     stays:Stays,        # From `load_seed`
     names=MODELS,
@@ -465,12 +503,20 @@ def seed_study(
     with parallel_config('threading'):
         return [_seed_outcome(stays, seed_search(n, seed, tick).fit(A, stays.y[train]), n, test, Z) for n in names], scaler
 
-# %% ../nbs/02_train.ipynb #c19e9b4a
+# %% ../nbs/02_train.ipynb #8a1bf30c
+def _one_split(o, stays, test, seed):
+    "Risks of the test rows by a chosen model, fitted and scaled on the others"
+    if len(set(stays.y[~test])) < 2: return np.full(test.sum(), stays.y[~test][0])
+    scaler = StandardScaler().fit(stays.X[~test])
+    model = seed_model(o.name, seed).set_params(**o.params).fit(scaler.transform(stays.X[~test]), stays.y[~test])
+    return risk(model, scaler.transform(stays.X[test]))
+
+# %% ../nbs/02_train.ipynb #7ac1c4b5
 def split_worth(
     stays:Stays,            # From `load_seed`
     outcomes:list,          # From `seed_study`
     fold:np.ndarray|None,   # (stays,) from `deal`; None: one patient only, so nothing to compare with
-    seed:int=42,
+    seed:int=42,            # Of the forest and XGBoost
     progress=lambda it, **kw: it, # Wraps the fits, e.g. tqdm
 )->pd.DataFrame:            # Index model; F1 and AUROC under both splits
     "F1 and AUROC of the same models under the study's row split and with whole patients held out"
@@ -482,60 +528,62 @@ def split_worth(
     scores = {n:dict(f1_patient_split=f1_score(stays.y, p > .5), auroc_patient_split=roc_auc_score(stays.y, p)) for n,p in r.items()}
     return out.join(pd.DataFrame(scores).T)
 
-def _one_split(o, stays, test, seed):
-    "Risks of the test rows by a chosen model, fitted and scaled on the others"
-    if len(set(stays.y[~test])) < 2: return np.full(test.sum(), stays.y[~test][0])
-    scaler = StandardScaler().fit(stays.X[~test])
-    model = seed_model(o.name, seed).set_params(**o.params).fit(scaler.transform(stays.X[~test]), stays.y[~test])
-    return risk(model, scaler.transform(stays.X[test]))
-
-# %% ../nbs/02_train.ipynb #250039cd
+# %% ../nbs/02_train.ipynb #eb622067
 def plot_splits(table):
+    "F1 of each model under both splits, from `split_worth`"
     fig,ax = plt.subplots(figsize=(6, 2.6))
     for (label,c),marker,colour in zip({'rows split (the study)':'f1_row_split', 'patients split':'f1_patient_split'}.items(), 'os', OKABE.values()):
         ax.plot(table[c], table.index, marker, ms=9, color=colour, label=label)
-    a,b = table.f1_row_split.max(),table.f1_patient_split.max()
-    ax.set(title=f'F1 of {a:.3f} on split rows is {b:.3f} on new patients' if b == b else f'F1 of {a:.3f} on split rows; one patient, so no other split',
+    name = table.f1_row_split.idxmax()
+    a,b = table.f1_row_split[name],table.f1_patient_split[name]
+    ax.set(title=f'{name}: F1 {a:.3f} on split rows, {b:.3f} on new patients' if b == b else f'{name}: F1 {a:.3f} on split rows; one patient, so no other split',
            xlabel='F1', xlim=(-.02, 1.02), ylim=(-.5, len(table)-.5))
     ax.legend(); ax.grid(axis='x', alpha=.3); fig.tight_layout()
     return fig
 
-# %% ../nbs/02_train.ipynb #e1a4fd5b
+# %% ../nbs/02_train.ipynb #e099aff2
+def _gain_curve(stays, o):
+    "Normalised utility of each threshold by the share of rows (%) that would alarm; at most 2,000 points or so"
+    s,c = stay_worth(stays.y, o.alert, stays.who, stays.hour).sum(),threshold_curve(stays.y, o.risk, stays.who, stays.hour)
+    c = c[::max(1, len(c)//2000)]
+    return 100*c.alerted, c.gain/(s.best-s.silent)
+
+# %% ../nbs/02_train.ipynb #21e11b7e
 def plot_utility(stays, outcomes):
+    "Utility of every threshold, and the point that each model is credited with"
     fig,ax = plt.subplots(figsize=(7, 3.2))
-    top = {}
     for o,style in zip(outcomes, ('-', '--', ':')):
-        s,c = stay_worth(stays.y, o.alert, stays.who, stays.hour).sum(),threshold_curve(stays.y, o.risk, stays.who, stays.hour)
-        u = c.gain/(s.best-s.silent)
-        top[o.name] = u.max(),c.alerted[u.idxmax()]
-        step = slice(None, None, max(1, len(c)//2000))
-        ax.plot(100*c.alerted[step], u[step], style, color=OKABE[o.name], label=o.name)
-    name = max(top, key=lambda n: top[n][0])
+        u = o.metrics.loc['utility']
+        ax.plot(*_gain_curve(stays, o), style, color=OKABE[o.name], label=f'{o.name}: {u.value:.2f} ({u.lo:.2f}–{u.hi:.2f})')
+        ax.plot(100*o.alert.mean(), u.value, 'o', color=OKABE[o.name])
+    best = max(outcomes, key=lambda o: o.metrics.value['utility'])
     ax.axhline(0, color='k', lw=.6)
-    ax.set(title=f'{name} is worth most, {top[name][0]:.2f}, when {100*top[name][1]:.0f} % of hours alarm', xlabel='share of rows alarmed (%)',
-           ylabel='normalised utility', ylim=(-.3, None), xlim=(0, 100))
-    ax.legend(); fig.tight_layout()
+    ax.set(title=f"{best.name} earns {best.metrics.value['utility']:.2f} of the possible utility, alarming in {100*best.alert.mean():.0f} % of rows",
+           xlabel='share of rows alarmed (%)', ylabel='normalised utility', ylim=(-.3, None), xlim=(0, 100))
+    ax.legend(title='credited (95 % interval)'); fig.tight_layout()
     return fig
 
-# %% ../nbs/02_train.ipynb #1a6cd3d9
+# %% ../nbs/02_train.ipynb #14b00c16
 def plot_calibration(stays, outcome, bins=10):
+    "Mean held-out risk against the share of labels, in `bins` groups of equal size"
     k = ~np.isnan(stays.y)
     y,r = stays.y[k],outcome.risk[k]
     cut = np.minimum((pd.Series(r).rank(method='first')-1)*bins//len(r), bins-1)
     t = pd.DataFrame(dict(risk=r, y=y)).groupby(cut.to_numpy()).mean()
-    fig,ax = plt.subplots(figsize=(4.5, 3.6))
+    fig,ax = plt.subplots(figsize=(6, 3.6))
     top = 100*1.1*max(t.max())
     ax.plot([0, top], [0, top], 'k:', lw=1, label='perfect')
     ax.plot(100*t.risk, 100*t.y, 'o-', color=OKABE[outcome.name], label=f'{outcome.name}, tenths of {len(r):,} rows')
-    ax.set(title=f'A mean risk of {100*r.mean():.1f} % meets {100*y.mean():.1f} % of labels', xlabel='predicted risk (%)', ylabel='rows labelled 1 (%)')
+    told,seen = 100*t.risk.iloc[-1],100*t.y.iloc[-1]
+    ax.set(title=f'Where the mean risk is highest, {told:.0f} %, {seen:.0f} % of rows are labelled 1', xlabel='predicted risk (%)', ylabel='rows labelled 1 (%)')
     ax.legend(); fig.tight_layout()
     return fig
 
-# %% ../nbs/02_train.ipynb #a6403a31
+# %% ../nbs/02_train.ipynb #bd67deac
 def median_stay(
     stays:Stays,
     outcome:Outcome,
-    hours_before=12, # Stays with less before the label turns 1 are left out, unless all have
+    hours_before=12, # h; stays with less before the label turns 1 are left out, unless all have
 )->int:              # Index into `stays.ids`
     "The septic stay whose share of the possible utility is the median"
     u = stay_worth(stays.y, outcome.alert, stays.who, stays.hour)
@@ -545,7 +593,9 @@ def median_stay(
     share = ((u.observed-u.silent)/(u.best-u.silent)).sort_values(kind='stable')
     return int(share.index[len(share)//2])
 
+# %% ../nbs/02_train.ipynb #14286d45
 def plot_stay(stays, outcome, i):
+    "Held-out risk (%) of stay `i` by hour, its alerts, and its onset, six hours after the label turns 1"
     k = stays.who == i
     at = outcome.threshold
     h,r,a = stays.hour[k]-stays.hour[k].min()+1,outcome.risk[k],outcome.alert[k]
@@ -556,27 +606,31 @@ def plot_stay(stays, outcome, i):
     ax.plot(h[a], 100*r[a], 'o', ms=4, color='#D55E00', label='alert')
     ax.axvspan(label, max(h.max(), label), color='k', alpha=.08, label='label is 1')
     ax.axvline(label+6, color='k', ls=':', label='onset')
-    said = f'first alert {label+6-h[a].min():.0f} h before onset' if a.any() and h[a].min() < label+6 else 'no alert before onset'
+    lead = label+6-h[a].min() if a.any() else -1
+    said = f"first alert {lead:.0f} h before onset{', too early to count' if lead > 12 else ''}" if lead > 0 else 'no alert before onset'
     ax.set(title=f'Patient {stays.ids[i]}, held out: {said}', xlabel='hour of the stay', ylabel=f'risk (%), {outcome.name}')
     ax.legend(fontsize=8, ncols=5); fig.tight_layout()
     return fig
 
-# %% ../nbs/02_train.ipynb #e9058528
+# %% ../nbs/02_train.ipynb #ab87a472
 SCORE = dict(patient='utility', seed='f1') # what makes a champion
 
 def evaluation_of(job, digest):
     "Short digest of what a score was measured on"
     return sha256(json.dumps([digest, job.protocol, job.folds, job.seed]).encode()).hexdigest()[:16]
 
+# %% ../nbs/02_train.ipynb #68a7a79c
 def tidy(outcomes):
     "One row a model, each metric with its interval in brackets"
     def cell(m): return f'{m.value:.3f}' + (f' ({m.lo:.3f}–{m.hi:.3f})' if 'lo' in m else '')
     return pd.DataFrame({o.name:{k:cell(m) for k,m in o.metrics.iterrows()} for o in outcomes}).T.rename_axis('model')
 
+# %% ../nbs/02_train.ipynb #25d7bb3b
 def flat_metrics(outcome):
     "Metrics of an outcome as MLflow wants them: name to number, intervals as `_lo` and `_hi`"
     return {m + {'value':''}.get(c, f'_{c}'):float(v) for m,row in outcome.metrics.T.items() for c,v in row.items() if v == v}
 
+# %% ../nbs/02_train.ipynb #05cd7be6
 def _log_outcome(o, job, digest, scaler_uri):
     "One model's child run; returns its id"
     import mlflow
@@ -590,7 +644,25 @@ def _log_outcome(o, job, digest, scaler_uri):
                   extra=dict(data_digest=digest, protocol=job.protocol, evaluation=evaluation_of(job, digest)))
     return run.info.run_id
 
-# %% ../nbs/02_train.ipynb #51972d79
+# %% ../nbs/02_train.ipynb #779a1771
+def _log_common(job, stays, figures, tables):
+    "What belongs to the job rather than to a model"
+    import mlflow
+    mlflow.log_params({k:v for k,v in asdict(job).items() if k not in ('tracking_uri', 'metrics_json')} | dict(data_digest=stays.digest))
+    mlflow.log_dict(json.loads(job.spec.to_json()), 'spec.json')
+    mlflow.set_tags(dict(kind='job', protocol=job.protocol, features=job.spec.name, data_digest=stays.digest[:12]))
+    for name,t in tables.items(): mlflow.log_text(t.to_csv(), f'tables/{name}.csv')
+    for name,fig in figures.items(): mlflow.log_figure(fig, f'figures/{name}.png')
+
+# %% ../nbs/02_train.ipynb #e11a6572
+def _log_scaler(scaler, job):
+    import mlflow
+    with mlflow.start_run(run_name='standard_scaler', nested=True) as run:
+        mlflow.set_tags(dict(kind='scaler', protocol=job.protocol, features=job.spec.name))
+        log_scaler(scaler, job.spec)
+    return run.info.run_id
+
+# %% ../nbs/02_train.ipynb #7e572370
 @dataclass(frozen=True)
 class Logged:
     "Where a run's parts are in MLflow"
@@ -600,18 +672,19 @@ class Logged:
     champion:str           # Best model of this run
     version:str            # Its version as `sepsis`
     moved:bool             # Whether the alias champion points to it now
-    why:str
+    why:str                # Why it moved or did not
 
+# %% ../nbs/02_train.ipynb #e39e6fff
 def log_job(
     job:Job,
     stays:Stays,
-    outcomes:list,
+    outcomes:list, # Of `Outcome`
     figures:dict,  # Name to matplotlib figure
     tables:dict,   # Name to frame
     scaler=None,   # Of protocol seed
-    progress=lambda it: it,
+    progress=lambda it: it, # Wraps the outcomes, e.g. tqdm
 )->Logged:
-    "Log everything, register the best model, and move the alias if it is better on the same evaluation"
+    "Log everything, and register the best model; `RegistryError` if the store refuses"
     import mlflow
     best = max(outcomes, key=lambda o: o.metrics.value[SCORE[job.protocol]])
     with mlflow.start_run(run_name=f'{job.protocol} {job.spec.name}') as run:
@@ -623,23 +696,7 @@ def log_job(
     version,moved,why = register(runs[best.name], best.name, best.metrics.value[SCORE[job.protocol]], evaluation_of(job, stays.digest))
     return Logged(run.info.run_id, runs, scaler_id, best.name, version, moved, why)
 
-# %% ../nbs/02_train.ipynb #62946779
-def _log_common(job, stays, figures, tables):
-    "What belongs to the job rather than to a model"
-    import mlflow
-    mlflow.log_params({k:v for k,v in asdict(job).items() if k not in ('tracking_uri', 'metrics_json')} | dict(data_digest=stays.digest))
-    mlflow.log_dict(json.loads(job.spec.to_json()), 'spec.json')
-    mlflow.set_tags(dict(kind='job', protocol=job.protocol, features=job.spec.name, data_digest=stays.digest[:12]))
-    for name,t in tables.items(): mlflow.log_text(t.to_csv(), f'tables/{name}.csv')
-    for name,fig in figures.items(): mlflow.log_figure(fig, f'figures/{name}.png')
-
-def _log_scaler(scaler, job):
-    import mlflow
-    with mlflow.start_run(run_name='standard_scaler', nested=True) as run:
-        mlflow.set_tags(dict(kind='scaler', protocol=job.protocol, features=job.spec.name))
-        log_scaler(scaler, job.spec)
-    return run.info.run_id
-
+# %% ../nbs/02_train.ipynb #ea9d5e67
 def runs_table(
     experiment_id:str,
     n:int=20,        # Newest runs shown
@@ -653,7 +710,7 @@ def runs_table(
     t = pd.DataFrame({k:got.get(v) for k,v in cols.items()})
     return t.assign(started=t.started.dt.strftime('%Y-%m-%d %H:%M'))
 
-# %% ../nbs/02_train.ipynb #709f40f5
+# %% ../nbs/02_train.ipynb #a3068deb
 def _json_safe(o):
     "NaN, which JSON does not have, as null"
     if isinstance(o, dict): return {k:_json_safe(v) for k,v in o.items()}
@@ -663,6 +720,7 @@ def _json_safe(o):
 
 def _intervals(metrics): return {f'{k}_ci':[m.lo, m.hi] for k,m in metrics.iterrows() if m.get('lo', np.nan) == m.get('lo', np.nan)}
 
+# %% ../nbs/02_train.ipynb #7b23d3fb
 def summary(
     job:Job,
     stays:Stays,
@@ -684,14 +742,14 @@ def summary(
                                n_patients=external.attrs['n_patients'])
     return _json_safe(out)
 
-# %% ../nbs/02_train.ipynb #0c8d632d
+# %% ../nbs/02_train.ipynb #35b546be
 def test_external(
     outcome:Outcome,  # The champion
     spec:FeatureSpec, # Its features
     data,             # See `data.read`
     scaler=None,      # Of protocol seed
     seed:int=42,      # Of the bootstrap
-    progress=lambda it: it,
+    progress=lambda it: it, # Wraps the files, e.g. tqdm
 )->pd.DataFrame:      # From `metrics.evaluate`; `attrs` has `n_patients`
     "The champion on stays of another place, at the threshold that training chose"
     stays = load_stays(data, spec, progress)
@@ -701,22 +759,91 @@ def test_external(
     out.attrs['n_patients'] = len(stays.ids)
     return out
 
-# %% ../nbs/02_train.ipynb #4e592ee9
-_FOLDED = """{% extends 'lab/index.html.j2' %}
-{% block input_group %}<details><summary style="opacity:.5;font-size:80%">code</summary>{{ super() }}</details>{% endblock input_group %}"""
+# %% ../nbs/02_train.ipynb #f0b10551
+def _with_ci(metrics, name):
+    "A metric in words"
+    m = metrics.loc[name]
+    return f'{m.value:.3f}' + (f' (95 % interval {m.lo:.3f} to {m.hi:.3f})' if 'lo' in m else '')
+
+def _alarms(stays, o):
+    "Alarms of one outcome in words"
+    caught = len(set(stays.who[o.alert & (stays.y == 1)]))
+    return (f'It alarms in {100*o.alert.mean():.1f} % of the rows, and at least once while the label is 1 in {caught} '
+            f'of {stays.septic.sum()} septic stays.')
+
+# %% ../nbs/02_train.ipynb #a3bb7bc2
+def _verdict_seed(name, s):
+    "The verdict of protocol seed, from the model's row of `split_worth`"
+    text = f'**Verdict.** {name} reaches an F1 of {s.f1_row_split:.3f} when rows are split, as in the original study. '
+    if np.isnan(s.f1_patient_split): return text + 'With one patient nobody can be held out: nothing is known about a new patient.'
+    return text + f'With whole patients held out it reaches {s.f1_patient_split:.3f}, and only this figure is about patients that the model has not seen.'
+
+# %% ../nbs/02_train.ipynb #4f104847
+def verdict(
+    job:Job,
+    stays:Stays,
+    best:Outcome,                    # The champion of this run
+    external:pd.DataFrame|None=None, # From `test_external`
+    splits:pd.DataFrame|None=None,   # From `split_worth`, of protocol seed
+)->str:                              # Markdown
+    "What a run found, in a few sentences"
+    made = ' The rows are **synthetic**: these figures say nothing about patients.' if any(str(i).startswith('synthetic-') for i in stays.ids) else ''
+    if job.protocol == 'seed': return _verdict_seed(best.name, splits.loc[best.name]) + made
+    of = f', the best of {len(job.names)} models' if len(job.names) > 1 else ''
+    text = (f'**Verdict.** {best.name}{of}: normalised utility {_with_ci(best.metrics, "utility")}, AUROC {_with_ci(best.metrics, "auroc")}, '
+            f'on {len(stays.ids):,} stays ({stays.septic.sum()} septic), each held out once. {_alarms(stays, best)}{made}')
+    if external is None: return text + ' It was not tested on another hospital.'
+    return text + f' On the external set ({external.attrs["n_patients"]:,} stays): utility {_with_ci(external, "utility")}, AUROC {_with_ci(external, "auroc")}.'
+
+# %% ../nbs/02_train.ipynb #48bc06a5
+def command(
+    job:Job,
+)->str: # For a shell
+    "The command that repeats a run: what differs from the defaults"
+    plain = asdict(Job())
+    given = {k:v for k,v in asdict(job).items() if v != plain[k] and k not in ('tracking_uri', 'metrics_json')}
+    return ' '.join(['sepsis train', *(f'-p {k} {shlex.quote(str(v))}' for k,v in given.items())])
+
+# %% ../nbs/02_train.ipynb #383ab80f
+_REPORT = """{% extends 'lab/index.html.j2' %}
+{% block html_head_js %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}
+{% block input_group %}<details><summary style="opacity:.5;font-size:80%">code</summary>{{ super() }}</details>{% endblock input_group %}
+{% block data_png %}<img style="max-width:100%" alt="{{ output.metadata.get('alt', '') | escape_html }}"
+  src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}">{% endblock %}"""
+
+def _reader_first(cells):
+    "Title, verdict, study, then the functions; as they are if there is no verdict (yet)"
+    told = next((i for i,c in enumerate(cells) if 'verdict' in c.metadata.get('tags', []) and c.outputs), None)
+    run = next((i for i,c in enumerate(cells) if c.source.startswith('# The run')), None)
+    if told is None or run is None: return cells
+    from nbformat.v4 import new_code_cell, new_markdown_cell
+    answer = new_code_cell(cells[told].source, outputs=cells[told].outputs)
+    return [cells[0], answer, *cells[run:], new_markdown_cell('# How it is done\n\nThe functions of the study, each with its test.'), *cells[1:run]]
+
+# %% ../nbs/02_train.ipynb #a5d04109
+def _for_reading(nb):
+    "A copy of a notebook in the order and with the parts that a report shows"
+    from copy import deepcopy
+    nb,above = deepcopy(nb),''
+    for c in nb.cells:
+        if c.cell_type == 'markdown': above = re.sub(r'[#*`>]|\]\([^)]*\)|\[', '', c.source).strip()
+        else: c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
+        for o in c.get('outputs', []):
+            if 'image/png' in o.get('data', {}): o.metadata['alt'] = ' '.join(above.split())
+    nb.cells = _reader_first(nb.cells)
+    return nb
 
 def page_html(
     nb, # Executed notebook
 )->str:
-    "A notebook as one HTML file, its code folded, without progress bars"
-    from copy import deepcopy
+    "A notebook as one HTML file that needs no network"
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
-    nb = deepcopy(nb)
-    for c in nb.cells:
-        if c.cell_type == 'code': c.outputs = [o for o in c.outputs if o.get('name') != 'stderr']
-    return HTMLExporter(template_file='folded.html.j2', extra_loaders=[DictLoader({'folded.html.j2':_FOLDED})]).from_notebook_node(nb)[0]
+    to = HTMLExporter(template_file='report.html.j2', extra_loaders=[DictLoader({'report.html.j2':_REPORT})],
+                      exclude_input_prompt=True, exclude_output_prompt=True)
+    return to.from_notebook_node(_for_reading(nb), resources=dict(metadata=dict(name='Sepsis early warning: training report')))[0]
 
+# %% ../nbs/02_train.ipynb #98c06df9
 def notebook_path(
     home=None, # Folder of settings.ini
 )->Path:
@@ -727,20 +854,29 @@ def notebook_path(
         if p.is_file(): return p
     raise FileNotFoundError(f'the training page is in none of {", ".join(map(str, found))}; install the package again')
 
-# %% ../nbs/02_train.ipynb #e2c4f91e
+# %% ../nbs/02_train.ipynb #e0048e08
 class TrainingFailed(RuntimeError):
     "A cell of the training page failed; the message names it and where the executed page is"
 
+def _write_html(page):
+    import nbformat
+    html = page.with_suffix('.html')
+    if page.is_file(): html.write_text(page_html(nbformat.read(page, 4)), encoding='utf-8')
+    return html
+
+# %% ../nbs/02_train.ipynb #8f20154e
 def run_training(
     params:dict,        # Parameter to value, see `Job`
     settings:Settings|None=None, # None: `load_settings()`
     page=None,          # Notebook to run; None: this one
     quiet:bool=False,   # True: no progress bars
 )->tuple:               # Paths of the executed notebook and its HTML
-    "Run a training page through papermill, and render it; `TrainingFailed` if a cell did"
+    "Run a training page through papermill, and render it; `TrainingFailed` if a cell did, the errors of `Job`, `check_places` and `read` before that"
     import papermill
     check_names(params)
     settings = settings or load_settings()
+    check_places(job := Job(**params), settings)
+    _glance(job.data)
     page = Path(page or notebook_path(settings.home))
     check_names(papermill.inspect_notebook(str(page)))
     settings.reports.mkdir(parents=True, exist_ok=True)
@@ -753,8 +889,8 @@ def run_training(
     finally: html = _write_html(out)
     return out, html
 
-def _write_html(page):
-    import nbformat
-    html = page.with_suffix('.html')
-    if page.is_file(): html.write_text(page_html(nbformat.read(page, 4)), encoding='utf-8')
-    return html
+# %% ../nbs/02_train.ipynb #9a9568cd
+def _glance(data):
+    "Read files of a few MB before the page does, so that a bad cell is told at once"
+    paths = [Path(o.strip()).expanduser() for o in data.split(',')]
+    if all(p.is_file() for p in paths) and sum(p.stat().st_size for p in paths) < 20e6: _labelled(read(data), data)

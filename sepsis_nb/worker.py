@@ -22,8 +22,8 @@ from fastcore.basics import patch
 from faust.auth import SASLCredentials, SSLCredentials
 from yarl import URL
 
-# %% ../nbs/04_worker.ipynb #b4dd9623
-from .data import BadMessage, Parsed, parse
+# %% ../nbs/04_worker.ipynb #473c6f9a
+from .data import BadMessage, Parsed, clean, parse
 from .features import FeatureSpec, fold, indeterminate, new_states, prepare, warm_up
 from .registry import RegistryError, Scorer, load_scorer, spec_hash
 from .settings import Kafka, Settings, Topics, Worker, load_settings
@@ -188,14 +188,16 @@ def take(
         rows.append((m, row, i, notes))
     return rows
 
-# %% ../nbs/04_worker.ipynb #c65bfc93
+# %% ../nbs/04_worker.ipynb #f7b0133e
 def features_of(
     spec:FeatureSpec,
     patients:dict, # Partition to `Patients`; states are updated
     rows:list,     # From `take`
 )->tuple:          # ((n, features), values as cleaned (n, signals), mask out of range)
     "Fold a batch's rows into their patients' states"
-    values,bad = prepare(spec, np.array([row.values for _,row,_,_ in rows]))
+    came = np.array([row.values for _,row,_,_ in rows])
+    values,bad = prepare(spec, came)
+    if spec.raw_units: bad = clean(came, spec.signals)[2] # taken as they came, but not in silence
     when,who,part = (np.array(o) for o in zip(*((row.time, i, m.partition) for m,row,i,_ in rows)))
     X = np.empty((len(rows), len(spec.names)))
     for p in np.unique(part):

@@ -77,6 +77,13 @@ class Line:
             assert any(p.poll() is None for p in self.procs), self.text()[-3000:]
             time.sleep(.2)
 
+    def said(self, words, n, seconds=60):
+        "Until the workers' log has `words` `n` times"
+        until = time.monotonic()+seconds
+        while self.text().count(words) < n:
+            assert time.monotonic() < until, f'{words!r} fewer than {n} times after {seconds} s\n{self.text()[-3000:]}'
+            time.sleep(.1)
+
     def text(self): return self.log.read_text()
 
     def close(self):
@@ -153,6 +160,7 @@ def test_two_workers_share_and_take_over(line, rows):
     line.send(df.iloc[:800])
     line.wait(800)
     b = line.start()
+    line.said('states read', 3) # by the first alone, then by both after the rebalance
     line.send(df.iloc[800:2000], pause=.2)
     line.wait(2000)
     a.kill(); a.wait()
@@ -160,7 +168,7 @@ def test_two_workers_share_and_take_over(line, rows):
     line.wait(len(df))
     assert line.stop(b) == 0
     check(line, df)
-    assert len(re.findall('states read', line.text())) >= 3
+    line.said('states read', 4)
 
 BAD = {'not-json':b'{"patient_id": "secret-7", ', 'not-an-object':b'["secret-7"]', 'no-patient-id':b'{"HR": 77.125}', 'not-a-number':b'{"patient_id":"secret-7","HR":"77.125"}',
        'bad-patient-id':b'{"patient_id": 7, "HR": 77.125}', 'no-signal':b'{"patient_id": "secret-7"}', 'too-large':b'{"patient_id":"secret-7","HR":77.125,"x":"%s"}' % (b'x'*600_000)}
