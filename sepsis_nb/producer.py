@@ -6,11 +6,12 @@
 __all__ = ['log', 'MOST_WAITING', 'choose', 'schedule', 'Sent', 'connect', 'Stop', 'Outbox', 'stream', 'stop_on_signal',
            'DeliveryError', 'produce']
 
-# %% ../nbs/03_producer.ipynb #e891ad1c
+# %% ../nbs/03_producer.ipynb #df6336a6
 import logging, re, signal, socket, threading, time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, islice
 import numpy as np
 import pandas as pd
@@ -294,7 +295,7 @@ def _passes(box, df, due, loops, pause, verbose, quiet, echo):
         if not whole or box.waiting or box.error: return
         yield k
 
-# %% ../nbs/03_producer.ipynb #3090c16c
+# %% ../nbs/03_producer.ipynb #2e45c49b
 def produce(
     paths,                    # 'sample', a path, or several: see `read`
     kafka:Kafka=Kafka(),      # The section `[kafka]`
@@ -307,7 +308,7 @@ def produce(
     verbose:bool=False,       # A line a row
     quiet:bool=False,         # No progress bar (there is none either where stderr is no terminal)
     patience_s:float=300,     # How long a row may wait for a broker that has gone away
-    echo=print,               # Takes a line of text
+    echo=partial(print, flush=True), # Takes a line of text; flushed, so that a pipe or a log file has it at once
 )->Sent:
     "Stream files into Kafka; `ConnectionError` if there is no broker, `DeliveryError` if rows were lost, `ValueError` for bad data"
     if loops is not None and loops < 1 or pause < 0: raise ValueError(f'loops {loops} must be at least 1 (or left out: for ever), pause {pause} not below 0')
