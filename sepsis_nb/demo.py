@@ -5,21 +5,19 @@
 # %% auto #0
 __all__ = ['SEPSIS', 'RATE', 'deal', 'worker', 'Tally', 'tally', 'collect', 'batch_risks', 'stream', 'demo']
 
-# %% ../nbs/21_demo.ipynb #31eb87f1
-import os, signal, subprocess, sys, time
+# %% ../nbs/21_demo.ipynb #2f0a745a
+import signal, subprocess, sys, time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, orjson, pandas as pd
 from tqdm import tqdm
 from .broker import create_topics, read_topic, start_broker, stop_broker, topic_ends
 from .data import read
-from .features import extract, warm_up
+from .features import extract
 from .producer import produce
 from .registry import load_scorer
 from .train import run_training
-from .settings import load_settings
-import orjson
 
 # %% ../nbs/21_demo.ipynb #6a1eaa63
 def deal(
@@ -33,7 +31,7 @@ def deal(
     out = df.patient_id.isin(set(np.random.default_rng(seed).permutation(ids)[:n]))
     return df[~out], df[out].sort_values('time', kind='stable')
 
-# %% ../nbs/21_demo.ipynb #aeec28b1
+# %% ../nbs/21_demo.ipynb #095fbf61
 SEPSIS = [sys.executable, '-c', 'from sepsis_nb.cli import main; main()'] # the `sepsis` command, wherever it is installed
 
 @contextmanager
@@ -41,11 +39,10 @@ def worker(
     log:Path,         # File for what it says
     ready:str,        # What its log says once it takes rows
     timeout_s=60.,
-    env=None,         # Environment on top of ours
 ):
     "A worker process that takes rows; yields it, ends it with SIGTERM; `RuntimeError` with its last words if it does not start"
     with open(log, 'w') as f:
-        p = subprocess.Popen([*SEPSIS, 'worker'], stdout=f, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | (env or {}))
+        p = subprocess.Popen([*SEPSIS, 'worker'], stdout=f, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         _await(p, log, ready, timeout_s)
         yield p
