@@ -6,7 +6,7 @@
 __all__ = ['EXPECTED', 'UNEXPECTED', 'CHECKS', 'is_expected', 'Group', 'main', 'command', 'broker', 'topics']
 
 # %% ../nbs/20_cli.ipynb #4f294667
-import logging, os, shutil, signal, socket, subprocess, sys
+import json, logging, os, shutil, signal, socket, subprocess, sys
 from contextlib import suppress
 from pathlib import Path
 import click
@@ -130,6 +130,37 @@ def _worker():
     "Score the input topic with the model of settings.ini until SIGTERM or Ctrl-C."
     from sepsis_nb.worker import run_worker
     run_worker(load_settings())
+
+# %% ../nbs/20_cli.ipynb #edac7e91
+def _metrics_of(path):
+    "Object in a metrics JSON file; `ValueError` if there is none"
+    what = 'pass the file that a training run wrote with -p metrics_json FILE'
+    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError: raise ValueError(f'{path}: no such file; {what}') from None
+    except ValueError as e: raise ValueError(f'{path} is not JSON ({e}); {what}') from None
+
+def _compare(base, new):
+    "`metrics.gate` of two files; what cannot be compared is an error with exit code 2"
+    from sepsis_nb.metrics import gate
+    try: return gate(_metrics_of(base), _metrics_of(new))
+    except (ValueError, OSError) as e:
+        refused = click.ClickException(f'cannot compare {base} and {new}: {e}')
+        refused.exit_code = 2
+        raise refused from None
+
+# %% ../nbs/20_cli.ipynb #7415d103
+@command(main, 'gate', 'sepsis gate base.json new.json')
+@click.argument('base')
+@click.argument('new')
+def _gate(base, new):
+    "Compare the metrics of two training runs on the same patients; exit code 1 if NEW is worse than BASE, 2 if they cannot be compared."
+    table = _compare(base, new)
+    click.echo(table.round(4).to_string())
+    for verdict in 'worse', 'better':
+        for m,o in table[table[verdict]].iterrows():
+            click.echo(f'{m} got {verdict}: {o.base:.4f} -> {o.new:.4f}, difference {o["diff"]:+.4f} (95 % interval {o.lo:+.4f} to {o.hi:+.4f})')
+    if not table.worse.any(): click.echo('Nothing got worse.')
+    sys.exit(int(table.worse.any()))
 
 # %% ../nbs/20_cli.ipynb #c270e699
 def _until_stopped(cmd, env=None):

@@ -119,11 +119,12 @@ def signal_rows(
     signals:tuple,   # Canonical names wanted
 )->np.ndarray:       # (len(df), len(signals)) float64, as the source gave them
     "The signals of a frame as an array; one that the frame lacks is missing throughout"
-    out = np.full((len(df), len(signals)), np.nan)
-    for j,s in enumerate(signals):
-        for c in SIGNALS[s].codes:
-            if c in df: out[:,j] = np.where(np.isnan(out[:,j]), df[c].to_numpy(float), out[:,j])
-    return out
+    out = np.full((len(signals), len(df)), np.nan) # a signal a row: frames hold their columns in one piece
+    for row,s in zip(out, signals):
+        for k,c in enumerate(c for c in SIGNALS[s].codes if c in df):
+            v = df[c].to_numpy(float)
+            row[:] = np.where(np.isnan(row), v, row) if k else v
+    return out.T
 
 # %% ../nbs/00_data.ipynb #b50acb32
 def harmonise(

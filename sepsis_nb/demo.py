@@ -15,8 +15,9 @@ from tqdm import tqdm
 from .broker import create_topics, read_topic, start_broker, stop_broker, topic_ends
 from .data import read
 from .features import extract
+from .policy import batch
 from .producer import produce
-from .registry import load_scorer
+from .registry import load_scorer, unsure
 from .train import run_training
 
 # %% ../nbs/21_demo.ipynb #6a1eaa63
@@ -67,10 +68,10 @@ class Tally:
     "What became of the rows that were sent"
     sent:int
     scored:int       # sources with at least one output
-    alerts:int       # records in the alerts topic: a patient's risk rose to the threshold
+    alerts:int       # records in the alerts topic: the policy called
     lost:int         # rows without an output
     duplicated:int   # outputs beyond the first of a row
-    wrong:int        # outputs whose risk is not the batch risk, to the last bit
+    wrong:int        # outputs whose risk is not the batch risk, to the last bit, or that call where the batch does not
     latency_ms:np.ndarray # from the row's time stamp to the output's, each as Kafka recorded it
 
     @property
@@ -80,14 +81,14 @@ class Tally:
         "The result as a table of two columns"
         p50,p99 = np.percentile(self.latency_ms, [50, 99]) if len(self.latency_ms) else (np.nan, np.nan)
         rows = {'rows sent':self.sent, 'rows scored':self.scored, 'alerts':self.alerts, 'lost':self.lost, 'duplicated':self.duplicated,
-                'risk not equal to batch':self.wrong, 'latency, median (ms)':round(p50), 'latency, p99 (ms)':round(p99)}
+                'risk or alert not equal to batch':self.wrong, 'latency, median (ms)':round(p50), 'latency, p99 (ms)':round(p99)}
         return pd.DataFrame(dict(value=rows.values()), index=list(rows)).astype(object)
 
 # %% ../nbs/21_demo.ipynb #ee95d4eb
 def tally(
     sent:dict,    # (partition, offset) -> time stamp in ms, of the rows sent
     outs:list,    # output records, repeats included
-    want:dict,    # (patient_id, time) -> batch risk
+    want:dict,    # (patient_id, time) -> batch risk, and whether the policy calls
     alerts:int,
 )->Tally:
     "Compare outputs with inputs and with the batch"
@@ -98,7 +99,7 @@ def tally(
         if at not in sent: continue
         again += at in seen
         seen.add(at)
-        wrong += o['prediction_probabilities'][1] != want[o['patient_id'], o['original_data']['time']]
+        wrong += (o['prediction_probabilities'][1], o['alert']) != want[o['patient_id'], o['original_data']['time']]
         ms.append(r.timestamp-sent[at])
     return Tally(len(sent), len(seen), alerts, len(sent)-len(seen), again, wrong, np.array(ms))
 
@@ -131,9 +132,11 @@ def _after(records, starts):
 RATE = 1000 # rows a second
 
 def batch_risks(scorer, df):
-    "(patient_id, time) -> risk, as the batch computes it"
-    p = scorer.predict(extract(df, scorer.spec).to_numpy())[:,1]
-    return dict(zip(zip(df.patient_id, df.time), p.tolist()))
+    "(patient_id, time) -> risk and whether the policy calls, as the batch has it"
+    X = extract(df, scorer.spec).to_numpy()
+    p = scorer.predict(X)[:,1]
+    rings = batch(scorer.policy, df.patient_id, df.time, p, unsure(scorer.spec, scorer.support, X))
+    return dict(zip(zip(df.patient_id, df.time), zip(p.tolist(), rings.tolist())))
 
 def stream(s, path, scorer, log):
     "Start a worker, send the rows of `path`, and tally what comes back"
@@ -167,7 +170,8 @@ def demo(
         _say(t0, f'{now.says}\nTraining on {train.patient_id.nunique():,} real patients (PhysioNet/CinC Challenge 2019, set A) ...')
         _,html = run_training(dict(data=str(paths[0]), search_iter=1), replace(s, paths=replace(s.paths, reports=str(folder))))
         scorer = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
-        _say(t0, f'Champion: {scorer.name} version {scorer.version or "-"}, {len(scorer.spec.names)} features, alert from {scorer.threshold:.3f}')
+        _say(t0, f'Champion: {scorer.name} version {scorer.version or "-"}, {len(scorer.spec.names)} features, ' +
+             (f'no alerts: {scorer.policy.why}' if scorer.policy.silent else f'alert from {scorer.threshold:.3f}'))
         _say(t0, f'Streaming {patients} patients that it has never seen, {len(ward):,} rows at {RATE:,} rows/s ...')
         result = stream(s, paths[1], scorer, folder/'worker.log')
     _report(t0, s, result, html, folder)
@@ -178,7 +182,7 @@ def _report(t0, s, result, html, folder):
     _say(t0, 'Done. Everything that was started is stopped again.\n')
     print(result.table().to_string(header=False), f'\n\nReport: {html}')
     if not result.ok: raise RuntimeError(f'the stream is not what the batch says: {result.lost} lost, {result.duplicated} duplicated, '
-        f'{result.wrong} with another risk. The worker log: {folder/"worker.log"}')
+        f'{result.wrong} with another risk or call. The worker log: {folder/"worker.log"}')
     print('''
 Try next (in .venv/bin):
   sepsis ui                                  runs, models and figures in MLflow

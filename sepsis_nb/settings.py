@@ -48,7 +48,7 @@ class Topics:
     input:str = 'input-topic'             # rows as they come
     output:str = 'output-topic'           # every row's risk beside its original data
     dead_letter:str = 'dead-letter-topic' # what could not be used: original bytes, reason in the headers
-    alerts:str = 'alerts-topic'           # the outputs at which a patient's risk rose to the threshold
+    alerts:str = 'alerts-topic'           # the outputs at which the alert policy rang
     state:str = 'state-topic'             # compacted: one record a patient, written by the worker alone
     partitions:int = 4                    # of every topic
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'MAX_ID', 'EX_SOFTWARE', 'READY', 'PatientData', 'usable', 'dead_letter', 'output', 'pack_state',
-           'unpack_state', 'Patients', 'Batch', 'take', 'features_of', 'remarks', 'score', 'aiokafka_args',
+           'unpack_state', 'Patients', 'Batch', 'take', 'features_of', 'remarks', 'calls', 'score', 'aiokafka_args',
            'faust_credentials', 'Delivery', 'Kept', 'restore', 'read_states', 'check_topics', 'Pipeline', 'oddities',
            'leave', 'report', 'lacking_line', 'ready', 'free_port', 'SepsisApp', 'StoppingWorker', 'make_app',
            'run_worker']
@@ -25,6 +25,7 @@ from yarl import URL
 # %% ../nbs/04_worker.ipynb #473c6f9a
 from .data import BadMessage, Parsed, clean, parse
 from .features import FeatureSpec, fold, indeterminate, new_states, prepare, warm_up
+from .policy import STATE, new_policy_states, outliers, outside, ring
 from .registry import RegistryError, Scorer, load_scorer, spec_hash
 from .settings import Kafka, Settings, Topics, Worker, load_settings
 
@@ -79,9 +80,9 @@ def output(
     patient_id:str,
     p:np.ndarray,    # (2,) P(class 0), P(class 1)
     scorer:Scorer,   # Whose model, and whose threshold
-    alert:bool,      # Whether P(class 1) has reached the threshold
+    alert:bool,      # Whether the policy calls somebody at this row
     reasons:list,    # Remarks on the row
-    unsure:bool,     # Whether the row lacks what the model needs
+    unsure:bool,     # Whether the row lacks what the model needs, or is unlike what it was trained on
 )->bytes:            # JSON
     "The message on the output topic for one row"
     return orjson.dumps({'patient_id':patient_id, 'prediction_probabilities':p.tolist(), 'original_data':orjson.Fragment(m.value.strip()),
@@ -90,25 +91,35 @@ def output(
         'threshold':scorer.threshold, 'alert':alert, 'quality':{'indeterminate':unsure, 'reasons':reasons}})
 
 # %% ../nbs/04_worker.ipynb #12dd65f4
-_HEAD = struct.Struct('<B8s?q') # version, first half of the spec hash, alert, offset of the last row folded in
-_VERSION = 1
+_HEAD = struct.Struct(f'<B8sq{STATE}d') # version, first half of the spec hash, offset of the last row folded in, the policy's memory
+_HEAD1 = struct.Struct('<B8s?q')        # of version 1
+_VERSION = 2
 
 def _tag(spec): return bytes.fromhex(spec_hash(spec))
 
-def pack_state(spec, offset, alert, state): # state: (spec.width,) float64
+def pack_state(spec, offset, memory, state): # memory: (STATE,) of the policy; state: (spec.width,) float64
     "One patient's record on the state topic"
-    return _HEAD.pack(_VERSION, _tag(spec), alert, offset)+state.tobytes()
+    return _HEAD.pack(_VERSION, _tag(spec), offset, *memory)+state.tobytes()
+
+# %% ../nbs/04_worker.ipynb #e131380f
+def _head(raw):
+    "(spec tag, offset, policy's memory, size of the head); `ValueError` if `raw` is no state record"
+    if raw[:1] == b'\x02' and len(raw) >= _HEAD.size:
+        _,tag,offset,*memory = _HEAD.unpack_from(raw)
+        return tag, offset, np.array(memory), _HEAD.size
+    if raw[:1] == b'\x01' and len(raw) >= _HEAD1.size:
+        return b'', _HEAD1.unpack_from(raw)[3], None, 0
+    raise ValueError(f'a state record begins with a {_HEAD.size}-byte head of version {_VERSION}, or with one of version 1')
 
 # %% ../nbs/04_worker.ipynb #7c2c63b4
 def unpack_state(
     spec:FeatureSpec, # What the worker computes now
     raw:bytes,        # As written by `pack_state`, maybe under another spec
-)->tuple:             # (offset, alert, (spec.width,) float64); the vector is None if it belongs to another spec
+)->tuple:             # (offset, (STATE,) policy's memory, (spec.width,) float64); the last two are None if it belongs to another spec or version
     "Read a state record; `ValueError` if it is none"
-    if len(raw) < _HEAD.size or raw[0] != _VERSION: raise ValueError(f'a state record begins with a {_HEAD.size}-byte head of version {_VERSION}')
-    _,tag,alert,offset = _HEAD.unpack_from(raw)
-    if tag != _tag(spec) or len(raw) != _HEAD.size+8*spec.width: return offset, False, None
-    return offset, alert, np.frombuffer(raw, float, offset=_HEAD.size)
+    tag,offset,memory,size = _head(raw)
+    if tag != _tag(spec) or len(raw) != size+8*spec.width: return offset, None, None
+    return offset, memory, np.frombuffer(raw, float, offset=size)
 
 # %% ../nbs/04_worker.ipynb #780d022c
 class Patients:
@@ -118,7 +129,7 @@ class Patients:
         room:int=64,      # Patients that fit before it grows
     ):
         self.spec,self.at,self.ids = spec,{},[]
-        self.states,self.offset,self.alert = new_states(spec, room), np.full(room, -1), np.zeros(room, bool)
+        self.states,self.offset,self.memory = new_states(spec, room), np.full(room, -1), new_policy_states(room)
 
     def __len__(self): return len(self.ids)
 
@@ -135,19 +146,19 @@ class Patients:
 def _grow(self:Patients):
     k = len(self.offset)
     self.states = np.vstack([self.states, new_states(self.spec, k)])
-    self.offset,self.alert = np.concatenate([self.offset, np.full(k, -1)]), np.concatenate([self.alert, np.zeros(k, bool)])
+    self.offset,self.memory = np.concatenate([self.offset, np.full(k, -1)]), np.vstack([self.memory, new_policy_states(k)])
 
 @patch
-def put(self:Patients, patient_id, offset, alert, state):
+def put(self:Patients, patient_id, offset, memory, state):
     "Restore a patient; without a state it begins anew, yet rows up to `offset` stay done"
     i = self.row(patient_id)
-    self.offset[i],self.alert[i] = offset, alert and state is not None
-    if state is not None: self.states[i] = state
+    self.offset[i] = offset
+    if state is not None: self.states[i],self.memory[i] = state, memory
 
 @patch
 def record(self:Patients, i):
     "Key and value of row `i` for the state topic"
-    return self.ids[i].encode(), pack_state(self.spec, int(self.offset[i]), bool(self.alert[i]), self.states[i])
+    return self.ids[i].encode(), pack_state(self.spec, int(self.offset[i]), self.memory[i], self.states[i])
 
 # %% ../nbs/04_worker.ipynb #547b4647
 @dataclass
@@ -189,30 +200,51 @@ def take(
     return rows
 
 # %% ../nbs/04_worker.ipynb #f7b0133e
+def _places(rows):
+    "(row of its `Patients`, partition) of each row from `take`"
+    return np.array([i for _,_,i,_ in rows]), np.array([m.partition for m,*_ in rows])
+
 def features_of(
     spec:FeatureSpec,
     patients:dict, # Partition to `Patients`; states are updated
     rows:list,     # From `take`
-)->tuple:          # ((n, features), values as cleaned (n, signals), mask out of range)
+)->tuple:          # ((n, features), values as cleaned (n, signals), mask out of range, (n,) hour on the patient's clock)
     "Fold a batch's rows into their patients' states"
     came = np.array([row.values for _,row,_,_ in rows])
     values,bad = prepare(spec, came)
     if spec.raw_units: bad = clean(came, spec.signals)[2] # taken as they came, but not in silence
-    when,who,part = (np.array(o) for o in zip(*((row.time, i, m.partition) for m,row,i,_ in rows)))
-    X = np.empty((len(rows), len(spec.names)))
+    when,(who,part) = np.array([row.time for _,row,_,_ in rows]), _places(rows)
+    X,now = np.empty((len(rows), len(spec.names)), spec.dtype), np.empty(len(rows))
     for p in np.unique(part):
         mine = part == p
-        X[mine] = fold(spec, patients[p].states, who[mine], when[mine], values[mine])
-    return X, values, bad
+        hour = np.empty(mine.sum())
+        X[mine] = fold(spec, patients[p].states, who[mine], when[mine], values[mine], now=hour)
+        now[mine] = hour
+    return X, values, bad, now
 
 # %% ../nbs/04_worker.ipynb #3999c906
-def remarks(spec, X, bad):
-    "For each row: what was wrong with it, and whether the model lacks what it needs"
-    gaps = indeterminate(spec, X)
+def remarks(scorer, X, bad):
+    "For each row: what was wrong with it, whether it is indeterminate; and how many were unlike the training rows"
+    spec,s = scorer.spec, scorer.support
+    gaps,strange = indeterminate(spec, X), np.zeros(len(X), bool)
     said = [[] for _ in X]
     for r,j in np.argwhere(bad): said[r].append(f'out-of-range: {spec.signals[j]}')
     for r,j in np.argwhere(gaps): said[r].append(f'missing: {spec.needs[j]}')
-    return said, gaps.any(1)
+    if s:
+        count = outside(s, X, spec.names)
+        strange = count > s.cut
+        for r in np.flatnonzero(strange): said[r].append(f'outside-training: {count[r]} values, at most {s.cut} expected '
+                                                         f'({", ".join(outliers(s, X[r], spec.names)[:3])}{", …" if count[r] > 3 else ""})')
+    return said, gaps.any(1) | strange, int(strange.sum())
+
+# %% ../nbs/04_worker.ipynb #42d72a9c
+def calls(scorer, patients, rows, now, risk, unsure):
+    "(n,) bool: at which rows of a batch the policy calls; the patients' memories are updated"
+    out,(who,part) = np.zeros(len(rows), bool), _places(rows)
+    for p in np.unique(part):
+        mine = part == p
+        out[mine] = ring(scorer.policy, patients[p].memory, who[mine], now[mine], risk[mine], unsure[mine])
+    return out
 
 # %% ../nbs/04_worker.ipynb #cb0d92c5
 def score(
@@ -224,17 +256,15 @@ def score(
     "Everything that a batch of messages leads to"
     batch = Batch(counts=Counter(rows=len(messages)))
     if not (rows := take(batch, scorer, patients, messages, limit)): return batch
-    X,values,bad = features_of(scorer.spec, patients, rows)
+    X,values,bad,now = features_of(scorer.spec, patients, rows)
     P = scorer.predict(X)
-    said,unsure = remarks(scorer.spec, X, bad)
-    above = (P[:,1] >= scorer.threshold).tolist()
-    for r,(m,row,i,notes) in enumerate(rows):
-        key,value = row.patient_id.encode(), output(m, row.patient_id, P[r], scorer, above[r], notes+said[r], bool(unsure[r]))
-        ward = patients[m.partition]
+    said,unsure,strange = remarks(scorer, X, bad)
+    rings = calls(scorer, patients, rows, now, P[:,1], unsure).tolist()
+    for r,(m,row,_,notes) in enumerate(rows):
+        key,value = row.patient_id.encode(), output(m, row.patient_id, P[r], scorer, rings[r], notes+said[r], bool(unsure[r]))
         batch.outputs.append((m.partition, key, value))
-        if above[r] and not ward.alert[i]: batch.alerts.append((m.partition, key, value))
-        ward.alert[i] = above[r]
-    batch.counts.update(scored=len(rows), alerts=len(batch.alerts), indeterminate=int(unsure.sum()))
+        if rings[r]: batch.alerts.append((m.partition, key, value))
+    batch.counts.update(scored=len(rows), alerts=len(batch.alerts), indeterminate=int(unsure.sum()), outside_training=strange)
     batch.lacking = {s for s,gone in zip(scorer.spec.signals, np.isnan(values).all(0)) if gone}
     return batch
 
@@ -288,8 +318,8 @@ async def send(self:Delivery,
 # %% ../nbs/04_worker.ipynb #d1c2c7c1
 def _offset(key, raw):
     "The offset in a state record; `ValueError` if it is none"
-    if not key or not key.decode() or len(raw) < _HEAD.size or raw[0] != _VERSION: raise ValueError('no state record')
-    return _HEAD.unpack_from(raw)[3]
+    if not key or not key.decode(): raise ValueError('no patient')
+    return _head(raw)[1]
 
 @dataclass
 class Kept:
@@ -316,9 +346,9 @@ def restore(
     "A partition's patients from their records"
     ward,counts = Patients(spec, max(64, len(kept.best))), Counter(unreadable=kept.unreadable, stale=len(kept.stale))
     for key,(offset,raw) in kept.best.items():
-        _,alert,state = unpack_state(spec, raw)
+        _,memory,state = unpack_state(spec, raw)
         counts.update(patients=1, other_spec=state is None, beyond_end=offset >= end)
-        if offset < end: ward.put(key.decode(), offset, alert, state)
+        if offset < end: ward.put(key.decode(), offset, memory, state)
     return ward, counts
 
 # %% ../nbs/04_worker.ipynb #0140fce9
@@ -457,7 +487,7 @@ def report(
     "One line for the log"
     new = now-before
     dead = {k.removeprefix('dead.'):v for k,v in new.items() if k.startswith('dead.')}
-    parts = dict(rows=new['rows'], scored=new['scored'], indeterminate=new['indeterminate'], alerts=new['alerts'],
+    parts = dict(rows=new['rows'], scored=new['scored'], indeterminate=new['indeterminate'], outside_training=new['outside_training'], alerts=new['alerts'],
                  repeated=new['repeated'], dead_letters=sum(dead.values())) | dead | dict(lag=lag, rows_in_all=now['rows'])
     return ' '.join(f'{k}={v}' for k,v in parts.items())
 
@@ -482,7 +512,8 @@ def ready(
     m = settings.model
     scorer = load_scorer(m.uri, m.scaler_uri, settings.tracking_uri, settings.cache)
     warm_up(scorer.spec)
-    scorer.predict(np.zeros((1, len(scorer.spec.names))))
+    X = np.zeros((1, len(scorer.spec.names)), scorer.spec.dtype)
+    ring(scorer.policy, new_policy_states(1), [0], [0.], scorer.predict(X)[:,1], remarks(scorer, X, np.zeros((1, 0), bool))[1])
     return scorer
 
 # %% ../nbs/04_worker.ipynb #284b6e37
@@ -516,6 +547,7 @@ async def on_start(self:SepsisApp):
     try: scorer = await asyncio.get_running_loop().run_in_executor(None, ready, s)
     except (RegistryError, ImportError, OSError) as e: leave(1, f'no model: {e}')
     log.info('model fits %s', scorer)
+    if scorer.policy.silent: log.warning('model alerts on nothing: %s', scorer.policy.why)
     try: await check_topics(s.kafka, s.topics)
     except (OSError, LookupError, ValueError) as e: leave(1, str(e))
     self.pipeline = Pipeline(s, scorer, Delivery(s.kafka))

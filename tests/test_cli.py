@@ -1,5 +1,5 @@
 "The command line as a user runs it: what bad input says, and that a signal leaves nothing running"
-import os, re, signal, subprocess, sys, time, urllib.request
+import json, os, re, signal, subprocess, sys, time, urllib.request
 import psutil, pytest
 from sepsis_nb.broker import create_topics, free_port, topic_ends
 from sepsis_nb.settings import load_settings
@@ -23,6 +23,7 @@ def csv(tmp_path_factory): return simulate(tmp_path_factory.mktemp('synthetic'),
     (('doctor',), dict(SEPSIS_SETTINGS='none.ini'), 'SEPSIS_SETTINGS=none.ini: no such file'),
     (('worker',), dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'), 'MLflow server http://127.0.0.1:9 does not answer'),
     (('train', '-p', 'fold', '3'), {}, "unknown parameter 'fold', did you mean 'folds'"),
+    (('gate', '{csv}', '{csv}'), {}, 'is not JSON'),
     (('ui',), dict(SEPSIS_MLFLOW_TRACKING_URI='sqlite:////nowhere/m.db'), 'folder /nowhere does not exist'),
 ], ids=lambda o: '-'.join(o) if isinstance(o, tuple) else None)
 def test_an_error_is_one_line(csv, args, env, says):
@@ -30,6 +31,24 @@ def test_an_error_is_one_line(csv, args, env, says):
     r = sepsis(*(a.format(csv=csv) for a in args), **env)
     assert r.returncode != 0 and says in r.stdout and 'Traceback' not in r.stdout
     assert time.monotonic()-began < 30
+
+def run_file(path, auprc, **gate):
+    "A metrics JSON as a training run leaves it"
+    value = dict(utility=.41, auroc=.82, auprc=auprc)
+    record = dict(evaluation='0123456789abcdef', model='LightGBM', value=value, draws={m:[v+d/100 for d in range(-5, 6)] for m,v in value.items()})
+    path.write_text(json.dumps(dict(protocol='patient', gate=record | gate)))
+    return str(path)
+
+def test_gate_names_what_got_worse(tmp_path):
+    base,lost = run_file(tmp_path/'base.json', .12),run_file(tmp_path/'lost.json', .11)
+    worse,better = sepsis('gate', base, lost),sepsis('gate', lost, base)
+    assert (worse.returncode, better.returncode) == (1, 0)
+    assert re.findall(r'^(\w+) got worse', worse.stdout, re.M) == ['auprc'] and 'Nothing got worse' not in worse.stdout
+    assert 'auprc got better' in better.stdout and 'Nothing got worse' in better.stdout
+
+def test_gate_refuses_what_cannot_be_compared(tmp_path):
+    r = sepsis('gate', run_file(tmp_path/'base.json', .12), run_file(tmp_path/'new.json', .12, evaluation='fedcba9876543210'))
+    assert r.returncode == 2 and 'train both on the same' in r.stdout and 'Traceback' not in r.stdout
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=lambda o: o.name)
 def test_produce_says_two_lines_and_its_account(csv, number):

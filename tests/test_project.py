@@ -5,9 +5,10 @@ import nbformat, pytest
 from conftest import ROOT
 
 PKG,NBS = ROOT/'sepsis_nb', ROOT/'nbs'
-MAY = dict(settings=set(), data={'settings'}, features={'data'}, metrics=set(), registry={'features', 'settings'}, simulate={'data'},
-           broker={'settings'}, producer={'data', 'settings'}, worker={'data', 'features', 'registry', 'settings'},
-           train={'data', 'features', 'metrics', 'registry', 'settings'})
+MAY = dict(settings=set(), data={'settings'}, features={'data'}, metrics=set(), policy=set(), simulate={'data'}, broker={'settings'}, producer={'data', 'settings'},
+           registry={'features', 'metrics', 'policy', 'settings'}, worker={'data', 'features', 'policy', 'registry', 'settings'},
+           report={'data', 'features', 'metrics', 'policy'}, train={'data', 'features', 'metrics', 'policy', 'registry', 'settings'},
+           compare={'features', 'metrics', 'train'})
 
 def imports(room): return set(re.findall(r'^\s*from (?:\.|sepsis_nb\.)(\w+) import', (PKG/f'{room}.py').read_text(), re.M))
 
@@ -16,8 +17,13 @@ def test_rooms(room):
     assert imports(room) <= MAY[room], f'{room} may not import {imports(room)-MAY[room]}: move the shared part down'
 
 def test_pure_rooms():
-    for room in 'data', 'features', 'metrics':
+    for room in 'data', 'features', 'metrics', 'policy':
         assert not re.search(r'^\s*(from|import) (kafka|faust|mlflow)', (PKG/f'{room}.py').read_text(), re.M), f'{room} must run anywhere'
+
+def test_worker_starts_light():
+    "What brings scikit-learn, SciPy or plots at import costs every worker a second at its start"
+    for room in 'features', 'policy', 'registry', 'worker':
+        assert not re.search(r'^(from|import) (sklearn|scipy|matplotlib|mlflow|\.metrics|sepsis_nb\.metrics)', (PKG/f'{room}.py').read_text(), re.M), f'{room}: import it inside the function'
 
 def copy(tmp):
     "The notebooks, the package and the configuration in a folder of their own"

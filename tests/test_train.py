@@ -11,6 +11,7 @@ from xgboost import XGBClassifier
 from conftest import ROOT
 from sepsis_nb.data import read
 from sepsis_nb.features import SEED_SPEC, extract
+from sepsis_nb.metrics import gate
 from sepsis_nb.registry import load_scorer
 from sepsis_nb.settings import load_settings
 from sepsis_nb.simulate import simulate
@@ -81,12 +82,17 @@ def test_seed_model_and_scaler_load_by_their_uris(there, seed, tmp_path):
     assert p.shape == (50, 2) and np.allclose(p.sum(1), 1)
 
 def test_patient_contract(patient):
-    assert set(patient) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models', 'scaler_run_id', 'cv', 'external'}
+    assert {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models', 'scaler_run_id', 'cv', 'external', 'gate', 'policy'} <= set(patient)
     assert set(patient['cv']) == {'utility', 'utility_mean', 'utility_std', 'auroc', 'auprc'} and len(patient['cv']['utility']) == 3
-    assert set(patient['external']) == {'utility', 'utility_ci', 'auroc', 'auprc', 'n_patients'}
+    assert {'utility', 'utility_ci', 'auroc', 'auprc', 'n_patients'} <= set(patient['external'])
     assert all({'f1', 'auroc', 'auprc', 'run_id', 'params', 'utility', 'utility_ci'} <= set(m) for m in patient['models'].values()) and patient['scaler_run_id'] is None
     lo,hi = patient['external']['utility_ci']
     assert lo <= patient['external']['utility'] <= hi
+
+def test_gate_compares_runs(patient):
+    same = gate(patient, patient)
+    assert not same.worse.any() and not same.better.any() and (same['diff'] == 0).all()
+    with pytest.raises(ValueError, match='evaluation'): gate(patient, patient | dict(gate=patient['gate'] | dict(evaluation='0'*16)))
 
 def test_what_mlflow_keeps(there, patient):
     client = mlflow.MlflowClient(there.tracking_uri, there.tracking_uri)
@@ -94,15 +100,27 @@ def test_what_mlflow_keeps(there, patient):
     assert run.info.run_name == 'LightGBM' and 'grid.num_leaves' in run.data.params and run.data.metrics['auroc'] == patient['models']['LightGBM']['auroc']
     parent = run.data.tags['mlflow.parentRunId']
     names = {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
-    assert {'report.html', 'spec.json', 'figures/utility.png', 'figures/importance.png', 'tables/search.csv'} <= names
+    assert {'report.html', 'model_card.md', 'spec.json', 'figures/utility.png', 'figures/importance.png', 'figures/burden.png', 'tables/search.csv',
+            'tables/baselines.csv', 'tables/external.csv', 'tables/subgroups.csv'} <= names
     html = open(client.download_artifacts(parent, 'report.html')).read()
     assert 'data:image/png' in html and 'train.parquet' in html # its figures, and the parameters that it was given
+    assert 'TRIPOD' in html and len(html) < 4e6
     assert not list(there.home.rglob('*.pkl'))
 
 def test_champion_is_the_best_of_the_first_evaluation(there, patient, seed):
     s = load_scorer('models:/sepsis@champion', tracking_uri=there.tracking_uri, cache=there.home/'models')
     first = dict(patient=patient, seed=seed)[s.terms['protocol']] # whichever ran first: the other's score does not compare
     assert s.version == '1' and s.run_id == first['models'][first['champion']]['run_id']
+
+def test_the_worker_loads_what_training_decided(there, patient):
+    run = patient['models'][patient['champion']]['run_id']
+    s = load_scorer(f"runs:/{run}/{patient['champion']}", tracking_uri=there.tracking_uri, cache=there.home/'models')
+    assert (s.policy.on, s.policy.why) == (patient['policy']['on'], patient['policy']['why']) and s.calibration.slope == patient['calibration']['slope']
+    assert s.support is not None and 0 <= s.support.cut
+
+def test_external_patients_of_the_training_set_are_refused(there, patient):
+    with pytest.raises(TrainingFailed, match='patient ids are in the training data too'):
+        job(there, data=f'{there.home}/train.parquet', external=f'{there.home}/train.parquet', features='vitals', models='LightGBM', folds=3)
 
 def page(there, code):
     cells = [nbf.new_code_cell("data = 'sample'", metadata=dict(tags=['parameters'])), nbf.new_code_cell(code)]
