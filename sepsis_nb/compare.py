@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 # %% ../nbs/17_compare.ipynb #d6919424
 from .features import FAMILIES, SPECS, Feature, FeatureSpec, extract, over
-from .metrics import Ward, intervals, paired, row_worth
+from .metrics import Ward, intervals, paired, ranking, row_worth
 from .train import START, Stays, at_once, thin
 
 # %% ../nbs/17_compare.ipynb #7ae1bdb6
@@ -123,9 +123,8 @@ def judge(
 )->np.ndarray:       # (n,) bool: alert
     "Which rows alarm at the threshold with the highest utility on the other folds"
     worth = row_worth(*stays.of())
-    order = np.argsort(-r, kind='stable')
+    order,ends = ranking(r) # equal risks alarm together
     s,gain,out = r[order],(worth[:,1]-worth[:,0])[order],np.zeros(len(r), bool)
-    ends = np.flatnonzero(np.r_[s[1:] != s[:-1], True]) # equal risks alarm together
     for i in range(fold.max()+1):
         c = np.cumsum(np.where(fold[order] == i, 0, gain))[ends]
         if c.max() > 0: out[(fold == i) & (r >= s[ends[c.argmax()]])] = True

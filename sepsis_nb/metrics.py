@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DT_EARLY', 'DT_OPTIMAL', 'DT_LATE', 'MAX_U_TP', 'MIN_U_FN', 'U_FP', 'U_TN', 'METRICS', 'LOWER', 'hourly_worth',
-           'row_worth', 'stay_worth', 'utility', 'threshold_curve', 'best_threshold', 'Ranked', 'reliability',
-           'calibration', 'net_benefit', 'decision_curve', 'rising', 'stay_rings', 'lead_times', 'burden_curve', 'Ward',
-           'measure', 'bootstrap', 'intervals', 'evaluate', 'paired', 'gate_record', 'gate']
+           'row_worth', 'stay_worth', 'utility', 'ranking', 'threshold_curve', 'best_threshold', 'Ranked',
+           'reliability', 'calibration', 'net_benefit', 'decision_curve', 'rising', 'stay_rings', 'lead_times',
+           'burden_curve', 'Ward', 'measure', 'bootstrap', 'intervals', 'evaluate', 'paired', 'gate_record', 'gate']
 
 # %% ../nbs/12_metrics.ipynb #ce91690f
 import numpy as np, pandas as pd
@@ -84,7 +84,7 @@ def utility(
     return float((s.observed-s.silent)/(s.best-s.silent))
 
 # %% ../nbs/12_metrics.ipynb #5f562c4e
-def _ranking(risk):
+def ranking(risk):
     "(order of falling risk, positions in that order of the last row of each tie)"
     order = np.argsort(-risk, kind='stable')
     r = risk[order]
@@ -99,7 +99,7 @@ def threshold_curve(
 )->pd.DataFrame:                # `threshold` falling, `gain` over silence (plain sum), `alerted` share of rows
     "What every threshold would have gained; a row alarms at `risk >= threshold`"
     u,risk = row_worth(label, stay, hours),np.asarray(risk, float)
-    order,ends = _ranking(risk)
+    order,ends = ranking(risk)
     gain,top = np.cumsum((u[:,1]-u[:,0])[order]),max(1., risk[order[0]])
     curve = pd.DataFrame(dict(threshold=risk[order][ends], gain=gain[ends], alerted=(ends+1)/len(risk)))
     never = pd.DataFrame(dict(threshold=[np.nextafter(top, 2*top)], gain=[0.], alerted=[0.]))
@@ -138,7 +138,7 @@ class Ranked:
         risk:np.ndarray,           # (n,) predicted risk
         who:np.ndarray|None=None,  # (n,) int, whose weight a row has; None: its own
     ):
-        order,ends = _ranking(np.asarray(risk))
+        order,ends = ranking(np.asarray(risk))
         self.who = (order if who is None else np.asarray(who)[order]).astype(np.int32)
         self.y,self.last = np.asarray(label)[order] == 1, np.zeros(len(order), bool)
         self.last[ends] = True

@@ -15,7 +15,7 @@ __all__ = ['log', 'PROTOCOLS', 'MODELS', 'PARAMETERS', 'START', 'GRID', 'CHECKED
 # %% ../nbs/02_train.ipynb #1f854061
 import json, logging, os, re, shlex, sys
 from collections import defaultdict
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from hashlib import sha256
 from importlib.resources import files
@@ -34,7 +34,7 @@ from xgboost import XGBClassifier
 from .data import KNOWN, data_digest, findings, hours, read, signal_rows, warn
 from .features import FeatureSpec, SEED_SPEC, SPECS, extract, indeterminate
 from .metrics import Ward, best_threshold, evaluate, gate_record, intervals, stay_worth, threshold_curve
-from .policy import Calibration, Policy, Support, batch, choose_policy, evidence, fit_calibration, fit_support, outside, rising
+from .policy import Calibration, Policy, Support, batch, choose_policy, evidence, fit_calibration, fit_support, rising
 from .registry import RegistryError, check_store, log_gate, log_model, log_scaler, register, unsure, use_store
 from .settings import Settings, load_settings
 log = logging.getLogger(__name__)
@@ -404,7 +404,6 @@ class Terms:
     calibration:Calibration
     support:Support|None    # None: only what the spec needs is asked of a row
     policy:Policy
-    tried:pd.DataFrame      # The cuts that were tried for the policy
 
 # %% ../nbs/02_train.ipynb #e0ddb544
 CHECKED = 'last', 'row_ratio', 'row2_min', 'row2_mean' # operations whose features must look like those trained on
@@ -425,6 +424,7 @@ def settle(
     r:np.ndarray,      # (n,) raw risks of held-out rows; NaN elsewhere
     rows:np.ndarray,   # (n,) bool: those rows
     support:Support,
+    doubt:np.ndarray,  # (n,) bool: indeterminate rows
     budget:float=.2,   # Alerts per patient-day
     floor:float=.15,   # Least share of alerted stays that are septic
 )->Terms:
@@ -432,8 +432,8 @@ def settle(
     y,raw,who,hour = stays.of(r, rows=rows)
     calibration = fit_calibration(y, raw)
     p = calibration.apply(raw)
-    policy,tried = choose_policy(y, p, who, hour, unsure(stays.spec, support, stays.X)[rows], budget=budget, floor=floor)
-    return Terms(best_threshold(y, p, who, hour), calibration, support, policy, tried)
+    policy,_ = choose_policy(y, p, who, hour, doubt[rows], budget=budget, floor=floor)
+    return Terms(best_threshold(y, p, who, hour), calibration, support, policy)
 
 # %% ../nbs/02_train.ipynb #bea1d7a2
 @dataclass(frozen=True)
@@ -485,9 +485,11 @@ def _judge(stays, fold, r, inner, budget, floor):
     p,alert,rings,doubt,heedless,terms = np.empty(len(f)), *(np.zeros(len(f), bool) for _ in range(4)), []
     for i in range(k):
         mine,count = f == i,f == (i+1)%k
-        terms.append(t := settle(stays, inner[i], ~mine, limits(stays, ~mine & (~count | (k == 2)), count), budget, floor))
+        support = limits(stays, ~mine & (~count | (k == 2)), count)
+        strange = unsure(stays.spec, support, stays.X)
+        terms.append(t := settle(stays, inner[i], ~mine, support, strange, budget, floor))
         p[mine] = t.calibration.apply(r[mine])
-        alert[mine],doubt[mine] = p[mine] >= t.threshold,unsure(stays.spec, t.support, stays.X)[mine]
+        alert[mine],doubt[mine] = p[mine] >= t.threshold,strange[mine]
         rings[mine],heedless[mine] = (batch(t.policy, stays.who[mine], stays.hour[mine], p[mine], u) for u in (doubt[mine], None))
     return p, alert, rings, doubt, heedless, terms
 
@@ -523,7 +525,8 @@ def cross_validate(
     raw,models,model = _held_out(stays, fold, name, [options[c] for c in pick], final, one_in, seed, progress)
     p,alert,rings,doubt,heedless,terms = _judge(stays, fold, raw, [inner[c,i] for i,c in enumerate(pick)], budget, floor)
     held = fold[stays.who] == 0
-    use = settle(stays, raw, held | ~held, limits(stays, ~held, held), budget, floor)
+    support = limits(stays, ~held, held)
+    use = settle(stays, raw, held | ~held, support, unsure(stays.spec, support, stays.X), budget, floor)
     ward = Ward(*stays.of(p, alert), ring=rings)
     draws = ward.draws(DRAWS, seed, progress)
     search = pd.DataFrame(dict(params=_words(options), inner_utility=scores.mean(0), folds_won=np.bincount(pick, minlength=len(options))))
@@ -635,7 +638,7 @@ def _seed_outcome(stays, search, name, test, Z):
     if len(set(stays.y[test])) == 2: m |= dict(auroc=roc_auc_score(stays.y[test], r[test]), auprc=average_precision_score(stays.y[test], r[test]))
     tried = pd.DataFrame(dict(params=_words(search.cv_results_['params']), cv_f1=search.cv_results_['mean_test_score']))
     half = float(np.nextafter(.5, 1))
-    return Outcome(name, model, search.best_params_, SEED_GRID[name], Terms(half, Calibration(), None, rising(half), pd.DataFrame()), r, alert,
+    return Outcome(name, model, search.best_params_, SEED_GRID[name], Terms(half, Calibration(), None, rising(half)), r, alert,
                    pd.DataFrame(dict(value=m)), pd.DataFrame(), tried)
 
 # %% ../nbs/02_train.ipynb #a9e503e5
@@ -807,9 +810,9 @@ def summary(
                models={o.name:m[o.name] | _intervals(o.metrics) | dict(run_id=logged.runs[o.name], params=o.params) for o in outcomes},
                scaler_run_id=logged.scaler_run_id)
     if job.protocol == 'patient':
-        u = next(o.folds.utility for o in outcomes if o.name == logged.champion)
-        out['cv'] = dict(utility=u.tolist(), utility_mean=u.mean(), utility_std=u.std(ddof=0)) | {k:m[logged.champion][k] for k in ('auroc', 'auprc')}
         best = next(o for o in outcomes if o.name == logged.champion)
+        u = best.folds.utility
+        out['cv'] = dict(utility=u.tolist(), utility_mean=u.mean(), utility_std=u.std(ddof=0)) | {k:m[logged.champion][k] for k in ('auroc', 'auprc')}
         out |= dict(policy=asdict(best.terms.policy), calibration=asdict(best.terms.calibration), gate=gate_of(job, stays.digest, best))
     if external is not None:
         out['external'] = external.metrics.value.to_dict() | _intervals(external.metrics) | dict(n_patients=len(external.stays.ids), threshold=external.threshold,
