@@ -45,7 +45,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Making the environment in $(VENV) with $$($(PYTHON) --version) (1.5 GB on disk, under a minute with a fast network) ..."
 	@$(PYTHON) -m venv $(VENV) || { echo "Python's venv module is incomplete; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@python -m pip install -q -c constraints.txt uv setuptools wheel
-	@$(UV) pip install $(PINNED) || { echo "uv could not install the packages; trying pip, which may know your package index ..."; python -m pip install $(PINNED); }
+	@$(UV) pip install --compile-bytecode $(PINNED) || { echo "uv could not install the packages; trying pip, which may know your package index ..."; python -m pip install $(PINNED); }
 	@python -m pip check
 	@python -c "import lightgbm" 2>/dev/null || ln -sf $(CURDIR)/$(VENV)/lib/python3*/site-packages/scikit_learn.libs/libgomp*.so* $(VENV)/lib/libgomp.so.1
 	@python -c "import lightgbm" || { echo "LightGBM cannot be loaded; on Debian and Ubuntu: apt-get install libgomp1"; exit 1; }

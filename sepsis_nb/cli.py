@@ -7,7 +7,7 @@ __all__ = ['EXPECTED', 'UNEXPECTED', 'CHECKS', 'is_expected', 'Group', 'main', '
 
 # %% ../nbs/20_cli.ipynb #4f294667
 import json, logging, os, shutil, signal, socket, subprocess, sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 import click
 from .settings import find_settings, load_settings
@@ -86,6 +86,19 @@ def _topics_create():
     s = load_settings()
     for name,what in create_topics(s.kafka, s.topics).items(): click.echo(f'{name}: {what}')
 
+# %% ../nbs/20_cli.ipynb #802c22d7
+@command(topics, 'grant', 'sepsis topics grant --producer User:monitor --worker User:worker --consumer User:board')
+@click.option('--producer', multiple=True, metavar='USER', help='May write the input topic, and read none.')
+@click.option('--worker', multiple=True, metavar='USER', help='May read the input and write what it makes.')
+@click.option('--consumer', multiple=True, metavar='USER', help='May read outputs and alerts, and write nothing.')
+def _topics_grant(producer, worker, consumer):
+    "Set the access rules of the topics; the login of settings.ini must be one that may. Each option can be repeated."
+    from sepsis_nb.broker import grant
+    s = load_settings()
+    now,more = grant(s.kafka, s.topics, producer, worker, consumer, s.worker.app_id)
+    for who,may,kind,name in now: click.echo(f'{who} may {may} {kind} {name}')
+    for who,may,kind,name in more: click.echo(f'{who} may {may} {kind} {name} (there before; remove it if that is too much)')
+
 # %% ../nbs/20_cli.ipynb #7b77e2cd
 @command(main, 'produce', 'sepsis produce patient3.csv --loops 1 --speed 60')
 @click.argument('paths', nargs=-1, required=True)
@@ -104,17 +117,36 @@ def _produce(paths, **options):
     sys.exit(0 if sent.failed == 0 else 1)
 
 # %% ../nbs/20_cli.ipynb #94c2da42
-@command(main, 'consume', 'sepsis consume output-topic --from-beginning --max 3')
+def _account(outs):
+    "What `--unique` left out, on stderr"
+    click.echo(f'{outs.repeated} repeats left out, {outs.differing} of them not the same as the first', err=True)
+
+def _unique(records):
+    "Records whose source has not been seen yet; the account follows when the reader ends"
+    from sepsis_nb.broker import Outputs
+    last = None
+    def tapped():
+        nonlocal last
+        for last in records: yield last
+    outs = Outputs(tapped())
+    try:
+        for _ in outs: yield last # as it came, byte for byte
+    finally: _account(outs)
+
+@command(main, 'consume', 'sepsis consume output-topic --from-beginning --unique --max 3')
 @click.argument('topic')
 @click.option('--from-beginning', is_flag=True, help='Also what is there already.')
+@click.option('--unique', is_flag=True, help='Each source once: leaves out what a restarted worker repeated. For outputs and alerts.')
 @click.option('--max', 'most', type=click.IntRange(1), help='End after this many records.')
 @click.option('--timeout', type=float, help='End when nothing came for this many seconds.')
-def _consume(topic, from_beginning, most, timeout):
+def _consume(topic, from_beginning, unique, most, timeout):
     "Print the values of a topic, a line each, until Ctrl-C. What is not text is shown escaped."
     from sepsis_nb.broker import read_topic
-    for n,r in enumerate(read_topic(topic, load_settings().kafka, from_beginning, timeout, follow=True), 1):
-        click.echo((r.value or b'').decode('utf-8', 'backslashreplace'))
-        if n == most: break
+    records = read_topic(topic, load_settings().kafka, from_beginning, timeout, follow=True)
+    with closing(_unique(records) if unique else records) as shown:
+        for n,r in enumerate(shown, 1):
+            click.echo((r.value or b'').decode('utf-8', 'backslashreplace'))
+            if n == most: break
 
 # %% ../nbs/20_cli.ipynb #791b6b2e
 @command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')
@@ -125,11 +157,60 @@ def _train(params):
     page,html = run_training(dict(params), load_settings())
     click.echo(f'Executed notebook: {page}\nReport: {html}')
 
+# %% ../nbs/20_cli.ipynb #91fe69fa
 @command(main, 'worker', 'SEPSIS_MODEL_URI=models:/sepsis/3 sepsis worker')
-def _worker():
-    "Score the input topic with the model of settings.ini until SIGTERM or Ctrl-C."
+@click.option('--once', is_flag=True, help='In this process, without starting it again when it ends.')
+@click.option('--child', is_flag=True, hidden=True, help='As the child of a supervisor, which holds the other end of stdin.')
+def _worker(once, child):
+    "Score the input topic with the model of settings.ini until SIGTERM or Ctrl-C; a worker that ends by itself is started again."
+    s = load_settings()
+    if not (once or child):
+        from sepsis_nb.supervise import supervise_worker
+        sys.exit(supervise_worker(s.worker.stop_s))
     from sepsis_nb.worker import run_worker
-    run_worker(load_settings())
+    if not child: return run_worker(s)
+    from sepsis_nb.supervise import as_child
+    as_child(lambda: run_worker(s))
+
+# %% ../nbs/20_cli.ipynb #67db1c8f
+@command(main, 'redrive', 'sepsis redrive --reason too-large --yes')
+@click.option('--reason', 'reasons', multiple=True, help='Only letters with this reason; may be given several times.')
+@click.option('--patient', default='', help='Only letters that name this patient id.')
+@click.option('--yes', is_flag=True, help='Do it; without it, only say what would be done.')
+@click.option('--timeout', type=float, default=60., show_default=True, help='Stop waiting when no answer came for this many seconds.')
+def _redrive(reasons, patient, yes, timeout):
+    "Put dead letters back to the input topic, none of them twice, and count what then passes; exit code 1 if rows stay unanswered."
+    from sepsis_nb.operate import plan, redrive
+    s = load_settings()
+    if not yes:
+        p = plan(s, reasons, patient, progress=True)
+        click.echo(p.table().to_string() if p.letters else 'No dead letters.')
+        return click.echo(f'{len(p.ready)} rows of {len(p.patients)} patients can be put back. Nothing was sent; --yes does it.')
+    out = redrive(s, reasons, patient, timeout_s=timeout, progress=True)
+    click.echo(out.table().to_string() if out.copies else 'Nothing to put back.')
+    if out.unanswered: click.echo(f'{len(out.unanswered)} rows have no answer after {timeout:g} s; they wait on {s.topics.input}. Is a worker running?')
+    sys.exit(bool(out.unanswered))
+
+# %% ../nbs/20_cli.ipynb #a9f48b3d
+def _say_what_stays(s, patient):
+    from sepsis_nb.operate import stays
+    for topic,o in stays(s, patient, progress=True).iterrows(): click.echo(f'{topic}: {o.records} records; {o.until}')
+    click.echo('MLflow: no row of the stream; its runs and models come from training files.')
+
+@command(main, 'forget', 'sepsis forget p000017 --yes')
+@click.argument('patient')
+@click.option('--yes', is_flag=True, help='Do it; without it, only say what is there.')
+@click.option('--timeout', type=float, default=30., show_default=True, help='Seconds that the worker may take.')
+def _forget(patient, yes, timeout):
+    "Have the worker forget PATIENT, and say which messages Kafka keeps until when; exit code 1 if no worker did it yet."
+    from sepsis_nb.operate import forget, holds
+    s,done = load_settings(),True
+    if yes:
+        click.echo(out := forget(s, patient, timeout, progress=True))
+        done = out.done
+    else: click.echo(f'{"There is a" if holds(s, patient, progress=True) else "There is no"} state of this patient. Nothing was changed; --yes has the worker forget it.')
+    _say_what_stays(s, patient)
+    sys.exit(not done)
 
 # %% ../nbs/20_cli.ipynb #edac7e91
 def _metrics_of(path):

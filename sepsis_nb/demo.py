@@ -133,9 +133,10 @@ RATE = 1000 # rows a second
 
 def batch_risks(scorer, df):
     "(patient_id, time) -> risk and whether the policy calls, as the batch has it"
-    X = extract(df, scorer.spec).to_numpy()
+    now = np.empty(len(df))
+    X = extract(df, scorer.spec, now).to_numpy()
     p = scorer.predict(X)[:,1]
-    rings = batch(scorer.policy, df.patient_id, df.time, p, unsure(scorer.spec, scorer.support, X))
+    rings = batch(scorer.policy, df.patient_id, now, p, unsure(scorer.spec, scorer.support, X))
     return dict(zip(zip(df.patient_id, df.time), zip(p.tolist(), rings.tolist())))
 
 def stream(s, path, scorer, log):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ROW_OPS', 'LAST_OPS', 'STAY_OPS', 'WINDOW_OPS', 'OPS', 'SCORES', 'COUNTS', 'KNOWNS', 'DERIVED', 'N_ROWS', 'FIRST',
            'NOW', 'HOUR', 'HEAD', 'LAST', 'T_LAST', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH', 'BLOCK', 'Program',
-           'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS', 'Feature', 'over', 'FeatureSpec',
+           'GAP_H', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS', 'Feature', 'over', 'FeatureSpec',
            'new_states', 'fold', 'step', 'prepare', 'extract', 'indeterminate', 'warm_up']
 
 # %% ../nbs/01_features.ipynb #85d61a79
@@ -212,8 +212,8 @@ def _once(name, f):
 _once('program', _program); _once('width', _width)
 
 # %% ../nbs/01_features.ipynb #ed0fbcc8
-_compiled = njit(cache=True, error_model='numpy')
-_inlined = njit(cache=True, error_model='numpy', forceinline=True)
+_how = dict(error_model='numpy', cache=__name__ != '__main__') # numba keeps a cell by its own source, not by that of what it inlines
+_compiled,_inlined = njit(**_how), njit(**_how, forceinline=True)
 
 # %% ../nbs/01_features.ipynb #65d1415f
 @_inlined
@@ -241,15 +241,19 @@ def new_states(
     "States of patients of whom nothing is known yet"
     return np.tile(spec.unknown, (k, 1))
 
+# %% ../nbs/01_features.ipynb #9a5c1838
+GAP_H = 72. # h of silence on the patient's clock; a row after more begins a new stay
+
 # %% ../nbs/01_features.ipynb #2031a8ef
 @_inlined
 def _clock(s, t, p):
-    "Move the state's clock to a row's time, and empty the hours that passed"
-    if s[N_ROWS] > 0 and (t < s[FIRST] or (t == s[FIRST] and s[NOW] > s[FIRST])): _blank(s, p)
+    "Move the state's clock to a row's time, and empty the hours that passed; after a gap, or if time began again, all is forgotten first"
+    if np.isnan(t): t = s[NOW]+p.step_h # NaN in the first row
+    if s[N_ROWS] > 0 and (t-s[NOW] > GAP_H or t < s[FIRST] or (t == s[FIRST] and s[NOW] > s[FIRST])): _blank(s, p)
     if s[N_ROWS] == 0:
         t = 0. if np.isnan(t) else t
         s[FIRST],s[NOW],s[HOUR] = t, t, np.floor(t)
-    t = s[NOW]+p.step_h if np.isnan(t) else max(t, s[NOW])
+    t = max(t, s[NOW])
     s[N_ROWS] += 1
     passed,s[NOW],s[HOUR] = int(np.floor(t)-s[HOUR]), t, np.floor(t)
     if passed == 0: return
@@ -431,12 +435,13 @@ def prepare(
 def extract(
     df:pd.DataFrame, # Raw tidy frame: patient_id, time (optional), signals under any of their names
     spec:FeatureSpec,
+    now:np.ndarray|None=None, # (n,) float64, filled with each row's time on its patient's clock, by which a policy goes
 )->pd.DataFrame:     # One row of features a row of `df`, same index
     "The features of a table: the fold over its rows, in their order"
     rows,_ = prepare(spec, signal_rows(df, spec.signals))
     who,ids = pd.factorize(df.patient_id)
     time = hours(df.time) if 'time' in df else np.full(len(df), np.nan)
-    out = fold(spec, new_states(spec, len(ids)), who, time, rows)
+    out = fold(spec, new_states(spec, len(ids)), who, time, rows, now)
     return pd.DataFrame(out, index=df.index, columns=list(spec.names), copy=False)
 
 # %% ../nbs/01_features.ipynb #bdd2855a

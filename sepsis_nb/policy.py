@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 import numpy as np, pandas as pd
 from numba import njit
+from .features import GAP_H
 
 log = logging.getLogger(__name__)
 
@@ -193,10 +194,10 @@ def new_policy_states(
 
 # %% ../nbs/15_policy.ipynb #06682ae5
 @njit(cache=True)
-def _ring(states, who, time, risk, unsure, on, off, rest, out):
+def _ring(states, who, time, risk, unsure, on, off, rest, gap, out):
     for i in range(len(who)):
         s,out[i] = states[who[i]], False
-        if time[i] < s[SEEN]: s[ALARM],s[RANG] = 0., np.nan
+        if time[i] < s[SEEN] or time[i]-s[SEEN] > gap: s[ALARM],s[RANG] = 0., np.nan # a new stay
         s[SEEN] = time[i]
         if unsure[i]: continue
         if s[ALARM] > 0:
@@ -219,7 +220,7 @@ def ring(
     if not len(who) == len(time) == len(risk) == len(unsure): raise ValueError(f'ring: {len(who)} rows, {len(time)} times, {len(risk)} risks, {len(unsure)} marks; pass one each a row')
     if np.isnan(time).any(): raise ValueError('ring: a row has no time; pass the clock that the feature fold keeps')
     out = np.empty(len(who), np.bool_)
-    _ring(states, who, time, risk, unsure, policy.on, policy.off, policy.refractory_h, out)
+    _ring(states, who, time, risk, unsure, policy.on, policy.off, policy.refractory_h, GAP_H, out)
     return out
 
 # %% ../nbs/15_policy.ipynb #980658b8
@@ -232,7 +233,7 @@ def _clock(stay, hours):
 def batch(
     policy:Policy,
     stay:np.ndarray,          # (n,) whose row it is, each stay's rows in order
-    hours:np.ndarray|None,    # (n,) h; None: one hour a row
+    hours:np.ndarray|None,    # (n,) h on each patient's clock, as `extract` gives it in `now`: of raw times a late row would pass for a new stay; None: one hour a row
     risk:np.ndarray,          # (n,) calibrated
     unsure:np.ndarray|None=None, # (n,) bool, indeterminate rows
 )->np.ndarray:                # (n,) bool

@@ -5,10 +5,11 @@ import nbformat, pytest
 from conftest import ROOT
 
 PKG,NBS = ROOT/'sepsis_nb', ROOT/'nbs'
-MAY = dict(settings=set(), data={'settings'}, features={'data'}, metrics=set(), policy=set(), simulate={'data'}, broker={'settings'}, producer={'data', 'settings'},
-           registry={'features', 'metrics', 'policy', 'settings'}, worker={'data', 'features', 'policy', 'registry', 'settings'},
+MAY = dict(settings=set(), data={'settings'}, features={'data'}, metrics=set(), policy={'features'}, simulate={'data'}, broker={'settings'}, producer={'data', 'settings'},
+           registry={'data', 'features', 'metrics', 'policy', 'settings'}, worker={'data', 'features', 'policy', 'registry', 'settings', 'transport'}, transport=set(),
            report={'data', 'features', 'metrics', 'policy'}, train={'data', 'features', 'metrics', 'policy', 'registry', 'settings'},
-           compare={'features', 'metrics', 'train'})
+           compare={'features', 'metrics', 'train'}, chaos={'broker', 'data', 'demo', 'features', 'policy', 'producer', 'registry', 'settings', 'worker'}, supervise=set(), operate={'broker', 'settings'},
+           bench={'broker', 'data', 'features', 'policy', 'producer', 'registry', 'settings'})
 
 def imports(room): return set(re.findall(r'^\s*from (?:\.|sepsis_nb\.)(\w+) import', (PKG/f'{room}.py').read_text(), re.M))
 
@@ -24,6 +25,11 @@ def test_worker_starts_light():
     "What brings scikit-learn, SciPy or plots at import costs every worker a second at its start"
     for room in 'features', 'policy', 'registry', 'worker':
         assert not re.search(r'^(from|import) (sklearn|scipy|matplotlib|mlflow|\.metrics|sepsis_nb\.metrics)', (PKG/f'{room}.py').read_text(), re.M), f'{room}: import it inside the function'
+
+def test_supervisor_stays_light():
+    "It waits beside each worker for as long as that lives, and the worker's start waits for it"
+    names = re.findall(r'^(?:from|import) (.+?)(?: import .*)?$', (PKG/'supervise.py').read_text(), re.M)
+    assert {o.strip() for n in names for o in n.split(',')} <= sys.stdlib_module_names
 
 def copy(tmp):
     "The notebooks, the package and the configuration in a folder of their own"

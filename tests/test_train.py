@@ -18,16 +18,19 @@ from sepsis_nb.simulate import simulate
 from sepsis_nb.train import TrainingFailed, run_training
 
 PAGE = ROOT/'nbs'/'02_train.ipynb'
+SECRET = 'hunter2-train-3Kd'
 LGBM = dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[-1, 5])
 FOREST = dict(n_estimators=[50, 100, 200], max_depth=[3, 5, 10])
 XGB = dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[3, 5])
 
 @pytest.fixture(scope='module')
 def there(tmp_path_factory):
-    "Settings of an own store and report folder"
+    "Settings of an own store and report folder; a password is set, as it is for an operator"
     tmp = tmp_path_factory.mktemp('train')
-    s = load_settings()
-    return replace(s, home=tmp, paths=replace(s.paths, reports=f'{tmp}/reports'), mlflow=replace(s.mlflow, tracking_uri=f'sqlite:///{tmp}/mlflow.db'))
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv('SEPSIS_KAFKA_SASL_PASSWORD', SECRET)
+        s = load_settings()
+        yield replace(s, home=tmp, paths=replace(s.paths, reports=f'{tmp}/reports'), mlflow=replace(s.mlflow, tracking_uri=f'sqlite:///{tmp}/mlflow.db'))
 
 def job(there, **params):
     "Run the page; its metrics"
@@ -106,6 +109,11 @@ def test_what_mlflow_keeps(there, patient):
     assert 'data:image/png' in html and 'train.parquet' in html # its figures, and the parameters that it was given
     assert 'TRIPOD' in html and len(html) < 4e6
     assert not list(there.home.rglob('*.pkl'))
+
+def test_no_secret_is_kept(there, patient):
+    files = [p for p in there.home.rglob('*') if p.is_file()]
+    assert {'mlflow.db', 'MLmodel', '02_train.html', '02_train.ipynb'} <= {p.name for p in files}
+    assert not [p for p in files if SECRET.encode() in p.read_bytes()]
 
 def test_champion_is_the_best_of_the_first_evaluation(there, patient, seed):
     s = load_scorer('models:/sepsis@champion', tracking_uri=there.tracking_uri, cache=there.home/'models')

@@ -1,6 +1,6 @@
 "The worker as an operator runs it: processes, signals, a real broker"
 import os, re, signal, socket, subprocess, sys, time, uuid
-import lightgbm as lgb, mlflow, orjson, pytest
+import lightgbm as lgb, mlflow, numpy as np, orjson, pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.preprocessing import StandardScaler
@@ -109,9 +109,10 @@ def check(line, df, scorer=None):
     places = {(o['source']['partition'], o['source']['offset']) for o in got}
     assert len(got) == len(places) == len(df)
     assert places == {(p, n) for p,end in topic_ends(line.s.topics.input, line.s.kafka).items() for n in range(end)}
-    X = extract(df, scorer.spec).to_numpy()
+    now = np.empty(len(df))
+    X = extract(df, scorer.spec, now).to_numpy()
     P,blind = scorer.predict(X), unsure(scorer.spec, scorer.support, X)
-    rings = batch(scorer.policy, df.patient_id, df.time, P[:,1], blind)
+    rings = batch(scorer.policy, df.patient_id, now, P[:,1], blind)
     want = {(m['patient_id'], m['time']):o for m,*o in zip(messages(df), P.tolist(), rings.tolist(), blind.tolist())}
     assert all([o['prediction_probabilities'], o['alert'], o['quality']['indeterminate']] == want[o['patient_id'], o['original_data']['time']] for o in got)
     alerts = {(o['source']['partition'], o['source']['offset']) for o in read_outputs(line.s.topics.alerts, line.s.kafka)}
@@ -186,7 +187,7 @@ def test_bad_messages_are_dead_letters(line):
     assert line.stop(p) == 0
     dead = list(read_topic(line.s.topics.dead_letter, line.s.kafka))
     reasons = {dict(r.headers)['reason'].decode().split(':')[0] for r in dead}
-    assert reasons == set(BAD) | {'empty', 'key-mismatch'}
+    assert reasons == set(BAD) | {'key-mismatch', 'forgotten'}
     sent = {(r.partition, r.offset):r for r in read_topic(line.s.topics.input, line.s.kafka)}
     for r in dead:
         h = {k:v.decode() for k,v in r.headers}
