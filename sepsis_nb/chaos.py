@@ -226,7 +226,7 @@ class Workers:
     "Worker processes; one that ends unasked is started again"
     def __init__(self, cmd, env, folder):
         self.cmd,self.env,self.folder,self.nested = cmd, env, Path(folder), cmd == SUPERVISED
-        self.procs,self.ends,self.numbers,self.over = [], [], itertools.count(1), False
+        self.procs,self.ends,self.gone,self.numbers,self.over = [], [], set(), itertools.count(1), False # gone: pids that were asked to end
         self.watch = threading.Thread(target=self._watch, daemon=True)
         self.watch.start()
 
@@ -270,7 +270,7 @@ def _busy(self, seconds=120):
     until = time.monotonic()+seconds
     while time.monotonic() < until:
         for p in list(self.procs):
-            if p.poll() is None and self.said(p): return p
+            if p.pid not in self.gone and p.poll() is None and self.said(p): return p
         time.sleep(.05)
     raise TimeoutError(f'no worker has taken rows for {seconds:g} s; the last log ends: {self.procs[-1].log.read_text()[-1000:]}')
 
@@ -402,6 +402,7 @@ Site.examine = _examine
 def _end(site, how, seconds=30):
     "End a worker, and wait until it is gone"
     p,until = site.workers.strike(how), time.monotonic()+seconds
+    site.workers.gone.add(p.pid)
     with suppress(psutil.NoSuchProcess):
         while p.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until: time.sleep(.02)
 
@@ -601,7 +602,7 @@ def soak(
     seed=0,
 )->Run:
     "Outages and pauses at random under a supervised worker"
-    kinds = 'kill_broker', 'pause_broker', 'pause_worker'
+    kinds = 'pause_worker', 'pause_broker', 'kill_broker'
     n = max(1, round(seconds/(bound_s+5+(1+longest_s)/2)))
     faults = plan({k:len(range(i, n, 3)) for i,k in enumerate(kinds)}, seed, 5, bound_s, dict.fromkeys(kinds, (1, longest_s)))
     return chaos(folder, uri, data, faults, int(rate*seconds), rate, seed, cmd=SUPERVISED)

@@ -19,6 +19,7 @@ from .policy import batch
 from .producer import produce
 from .registry import load_scorer, unsure
 from .train import run_training
+from .worker import READY
 
 # %% ../nbs/21_demo.ipynb #6a1eaa63
 def deal(
@@ -142,7 +143,7 @@ def batch_risks(scorer, df):
 def stream(s, path, scorer, log):
     "Start a worker, send the rows of `path`, and tally what comes back"
     starts = {t:topic_ends(t, s.kafka) for t in (s.topics.input, s.topics.output, s.topics.alerts)}
-    with worker(log, 'Worker]: Ready'):
+    with worker(log, READY):
         produce(path, s.kafka, s.topics.input, loops=1, rate=RATE)
         sent,outs,alerts = collect(s, starts)
     return tally(sent, outs, batch_risks(scorer, read(path)), alerts)
