@@ -808,7 +808,7 @@ async def _revoked(app, partitions, **kwargs): app.pipeline.forget()
 
 async def _assigned(app, partitions, **kwargs):
     app.pipeline.forget(tp.partition for tp in partitions)
-    app.add_future(app.pipeline.look_ahead())
+    app.add_future(app.pipeline._safely(app.pipeline.look_ahead(), 0))
 
 async def _say_counts(app):
     "A line of counts every ten seconds in which something happened"
