@@ -24,13 +24,13 @@ from kafka.errors import KafkaError
 from tqdm import tqdm
 
 # %% ../nbs/31_chaos.ipynb #7520e0fb
+from .bench import OURS, log_like_champion
 from .broker import Broker, create_topics, read_topic, topic_ends
 from .data import encode, messages, read
 from .demo import SEPSIS, batch_risks
-from .features import SPECS, extract
-from .policy import Calibration, Policy, fit_support, hysteresis
+from .features import SPECS
 from .producer import Outbox, Stop, connect, stream
-from .registry import load_scorer, log_model, register, use_store
+from .registry import at_store, load_scorer, register, use_store
 from .settings import client_args, load_settings
 from .worker import READY, Kept, Patients, score, unpack_state
 
@@ -96,17 +96,10 @@ def log_champion(
     spec,            # A `FeatureSpec`
 ):
     "Log a small LightGBM with calibration, policy and support, and make it champion"
-    import lightgbm as lgb, mlflow
-    was = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    use_store(uri, 'chaos')
-    X,who = extract(df, spec), df.patient_id.factorize()[0]
-    half = who < who.max()//2
-    terms = dict(calibration=Calibration(.9, .1), policy=Policy(.3, hysteresis(.3), 6.),
-                 support=fit_support(X[half], spec.names, X[~half], df.patient_id[~half], epsilon=.05, tail=.02))
-    model = lgb.LGBMClassifier(n_estimators=50, verbose=-1, n_jobs=1).fit(X, df.HR > 100)
-    with mlflow.start_run() as run: log_model('LightGBM', model, spec, .5, **terms)
-    register(run.info.run_id, 'LightGBM', .4, 'chaos')
-    mlflow.set_tracking_uri(was[0]); mlflow.set_registry_uri(was[1])
+    with at_store(uri, create=True):
+        use_store(uri, 'chaos')
+        run = log_like_champion(spec, df, df.HR > 100, n_estimators=50)[0].split('/')[1]
+        register(run, 'LightGBM', .4, 'chaos')
 
 # %% ../nbs/31_chaos.ipynb #f35bcdb0
 Record = namedtuple('Record', 'topic partition offset key value headers timestamp')
@@ -219,7 +212,7 @@ def stamp_on_append(kafka, *topics):
     finally: admin.close()
 
 # %% ../nbs/31_chaos.ipynb #37ceaf78
-PLAIN = [sys.executable, '-m', 'faust', '-A', 'sepsis_nb.worker', 'worker', '--loglevel=info'] # one process, which nothing starts again
+PLAIN = OURS # one process, which nothing starts again
 SUPERVISED = [*SEPSIS, 'worker']
 
 class Workers:
@@ -366,7 +359,7 @@ class Site:
         self.broker.start()
         t = self.s.topics
         create_topics(self.s.kafka, t)
-        stamp_on_append(self.s.kafka, t.input, t.output, t.dead_letter)
+        stamp_on_append(self.s.kafka, t.output, t.dead_letter) # the input is so already
         self.stack.callback(self.workers.close)
         return self
 

@@ -166,6 +166,7 @@ class Outbox:
         self.producer,self.topic,self.stop,self.patience_s = producer,topic,stop if stop is not None else Stop(),patience_s
         self.waiting,self.offsets,self.error = deque(),{},None # receipts; partition -> (first, last) offset; first failure
         self.sent = self.acknowledged = self.failed = 0
+        self.began = self.last = time.monotonic() # last: when a receipt was taken
 
     def put(self, key, value):
         "Hand over one row"
@@ -178,6 +179,7 @@ class Outbox:
 def _settle(self):
     "Take the receipts that have come, oldest first; returns how many"
     n = self.acknowledged
+    if self.waiting and self.waiting[0].is_done: self.last = time.monotonic()
     while self.waiting and self.waiting[0].is_done:
         receipt = self.waiting.popleft()
         if receipt.failed(): self.failed,self.error = self.failed+1, self.error or receipt.exception
@@ -317,15 +319,13 @@ def produce(
     df,due = schedule(df, speed, rate)
     echo('Patient data loaded and validated successfully.')
     with stop_on_signal() as stop, _calm():
-        box,began,done = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s),time.monotonic(),0
+        box,done = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s),0
         echo(f"Streaming {len(df)} records to Kafka topic '{topic}'...")
         try:
             for _ in _passes(box, df, due, loops, pause, verbose, quiet, echo): done += 1
         finally:
-            box.wait(timeout=10)
-            seconds = time.monotonic()-began # to the last receipt; the client's own end takes a moment more
             box.close()
-            sent = Sent(topic, box.sent, box.acknowledged, box.failed, done, seconds, stop.why, str(box.error or ''), box.offsets)
+            sent = Sent(topic, box.sent, box.acknowledged, box.failed, done, box.last-box.began, stop.why, str(box.error or ''), box.offsets)
             echo(str(sent))
     if box.error: raise DeliveryError(sent, kafka)
     return sent

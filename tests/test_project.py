@@ -8,7 +8,7 @@ PKG,NBS = ROOT/'sepsis_nb', ROOT/'nbs'
 MAY = dict(settings=set(), data={'settings'}, features={'data'}, metrics=set(), policy={'features'}, simulate={'data'}, broker={'settings'}, producer={'data', 'settings'},
            registry={'data', 'features', 'metrics', 'policy', 'settings'}, worker={'data', 'features', 'policy', 'registry', 'settings', 'transport'}, transport=set(),
            report={'data', 'features', 'metrics', 'policy'}, train={'data', 'features', 'metrics', 'policy', 'registry', 'settings'},
-           compare={'features', 'metrics', 'train'}, chaos={'broker', 'data', 'demo', 'features', 'policy', 'producer', 'registry', 'settings', 'worker'}, supervise=set(), operate={'broker', 'settings'},
+           compare={'features', 'metrics', 'train'}, chaos={'bench', 'broker', 'data', 'demo', 'features', 'producer', 'registry', 'settings', 'worker'}, supervise=set(), operate={'broker', 'settings'},
            bench={'broker', 'data', 'features', 'policy', 'producer', 'registry', 'settings'})
 
 def imports(room): return set(re.findall(r'^\s*from (?:\.|sepsis_nb\.)(\w+) import', (PKG/f'{room}.py').read_text(), re.M))
