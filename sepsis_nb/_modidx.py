@@ -237,6 +237,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data._blame': ('data.html#_blame', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._column': ('data.html#_column', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._finding': ('data.html#_finding', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data._first': ('data.html#_first', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._hours_of': ('data.html#_hours_of', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._labels': ('data.html#_labels', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._loads': ('data.html#_loads', 'sepsis_nb/data.py'),

@@ -229,7 +229,7 @@ def _close(self, timeout=10.):
 Outbox.close = _close
 
 # %% ../nbs/03_producer.ipynb #b7acfe71
-MOST_WAITING = 10_000 # rows without a receipt: half a second of full speed, and 7 MB
+MOST_WAITING = 10_000 # rows without a receipt: a quarter of a second of full speed, and 7 MB
 
 def stream(
     box:Outbox,                 # Takes the rows

@@ -523,7 +523,7 @@ async def process(self:Pipeline,
         patients = await self.load({m.partition for m in messages})
         batch = score(self.scorer, patients, messages, self.limit, self.silence_ms)
         work = self.deliver(batch, batch.states(patients), self.under_way, done)
-        before,self.under_way = self.under_way, asyncio.ensure_future(self._safely(work, len(messages)))
+        before,self.under_way = self.under_way, asyncio.ensure_future(self._safely(work, f'batch of {len(messages)} messages'))
         await before
 
 # %% ../nbs/04_worker.ipynb #f300d150
@@ -588,16 +588,16 @@ def leave(
 
 # %% ../nbs/04_worker.ipynb #29ade969
 @patch
-async def _safely(self:Pipeline, work, rows):
+async def _safely(self:Pipeline, work, what):
     "Await `work`, of which no exception may leave"
     try: await work
     except LaterVersion as e: leave(EX_CONFIG, str(e))
-    except Exception as e: leave(EX_SOFTWARE, f'batch failed rows={rows} error={type(e).__name__}; ending, to be started again', exc_info=True)
+    except Exception as e: leave(EX_SOFTWARE, f'{what} failed error={type(e).__name__}; ending, to be started again', exc_info=True)
 
 @patch
 async def run(self:Pipeline, messages, done=lambda: None):
     "`process` that never raises and cannot be cancelled half-way"
-    task = asyncio.ensure_future(self._safely(self.process(messages, done), len(messages)))
+    task = asyncio.ensure_future(self._safely(self.process(messages, done), f'batch of {len(messages)} messages'))
     try: await asyncio.shield(task)
     except asyncio.CancelledError: await task; raise
 
@@ -807,7 +807,7 @@ async def _revoked(app, partitions, **kwargs): app.pipeline.forget()
 
 async def _assigned(app, partitions, **kwargs):
     app.pipeline.forget(tp.partition for tp in partitions)
-    app.add_future(app.pipeline._safely(app.pipeline.look_ahead(), 0))
+    app.add_future(app.pipeline._safely(app.pipeline.look_ahead(), 'reading states ahead'))
 
 async def _say_counts(app):
     "A line of counts every ten seconds in which something happened"
@@ -820,7 +820,7 @@ async def _let_go(app):
     "Forget patients who have left, every few seconds"
     while not app.should_stop:
         await app.sleep(5.)
-        await app.pipeline._safely(app.pipeline.expire(app.consumer.committed()), 0)
+        await app.pipeline._safely(app.pipeline.expire(app.consumer.committed()), 'forgetting who has left')
 
 async def _stopped(app, **kwargs):
     if not app.pipeline: return

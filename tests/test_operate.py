@@ -189,6 +189,40 @@ def forget(ward):
     known = {o['patient_id']:(o['prediction_probabilities'], o['quality']) for k,o in outs.items() if k not in before}
     assert known['p1'] == known['new'] != known['p2'], 'who was forgotten is like somebody new'
 
+def test_a_silent_patient_is_dropped(kafka, store, tmp_path):
+    "Ten hours without a row at `forget_h = 1`: the record goes from the state topic, and who comes back is like somebody new, also after a restart"
+    ward = Ward(store, tmp_path, SEPSIS_TOPICS_PARTITIONS='1', SEPSIS_WORKER_FORGET_H='1')
+    t,now,hour = ward.s.topics, int(time.time()*1000), 3_600_000
+    admin = KafkaAdminClient(**client_args(ward.s.kafka))
+    admin.create_topics({t.input:dict(num_partitions=1, configs={'message.timestamp.type':'CreateTime'})}) # so that the test may say when a row came
+    admin.close()
+    create_topics(ward.s.kafka, t)
+    def send(at, *rows):
+        with KafkaProducer(**client_args(ward.s.kafka)) as producer:
+            for key,value in rows: producer.send(t.input, value, key, timestamp_ms=at)
+    thin = lambda pid: (pid.encode(), b'{"patient_id":"%s","Resp":18}' % pid.encode())
+    states = lambda: [(r.key, r.value is None) for r in read_topic(t.state, ward.s.kafka)]
+    try:
+        p = ward.start()
+        send(now-10*hour, *[row(pid, h) for h in range(3) for pid in ('gone', 'back', 'soon')])
+        send(now-hour//2, row('soon', 3))
+        ward.wait(10)
+        send(now, row('here', 0))
+        ward.said('left=2', 1)
+        assert set(k for k,dropped in states() if dropped) == {b'gone', b'back'}
+        send(now+1000, *map(thin, ('back', 'soon', 'new')))
+        ward.wait(14)
+        assert ward.stop(p) == 0
+        p = ward.start()
+        send(now+2000, *map(thin, ('gone', 'newer')))
+        ward.wait(16)
+        assert ward.stop(p) == 0 and 'states read partitions=0 patients=4' in ward.text(), 'soon, here, back, new'
+        outs,dead = ward.answers()
+        assert set(outs) == ward.inputs() and not dead
+        said = {o['patient_id']:(o['prediction_probabilities'], o['quality']) for _,o in sorted(outs.items())}
+        assert said['back'] == said['new'] == said['gone'] == said['newer'] != said['soon']
+    finally: ward.close()
+
 def test_states_of_a_later_version_are_left_alone(ward):
     "An older worker must neither begin these patients anew nor write over their records"
     with KafkaProducer(**client_args(ward.s.kafka)) as producer:
