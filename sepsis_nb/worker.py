@@ -10,10 +10,11 @@ __all__ = ['log', 'MAX_ID', 'READY', 'PatientData', 'usable', 'dead_letter', 'ou
            'Standstill', 'Watch', 'StoppingWorker', 'make_app', 'run_worker']
 
 # %% ../nbs/04_worker.ipynb #fa55d34c
-import asyncio, click, faust, logging, os, socket, struct, sys, threading, time
+import asyncio, click, faust, gc, logging, os, socket, struct, sys, threading, time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
+import kafka as kafka_python # at the start: imported by the watch, under load, it held rows up for a quarter of a second
 import numpy as np, orjson
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
@@ -693,6 +694,7 @@ async def on_start(self:SepsisApp):
     await super(SepsisApp, self).on_start()
     self.consumer.every_s = s.worker.within_ms/1000
     Watch(s, lambda: {tp.partition for tp in self.consumer.assignment()}).start()
+    gc.freeze()
 
 # %% ../nbs/04_worker.ipynb #838e2aec
 @patch
@@ -739,15 +741,13 @@ class Watch(threading.Thread):
 
     def read(self):
         "Partition to (end, committed offset); None if the broker does not answer"
-        from kafka import KafkaConsumer, TopicPartition
-        from kafka.errors import KafkaError
         s = self.settings
         try:
-            if not self.consumer: self.consumer = KafkaConsumer(**client_args(s.kafka), group_id=s.worker.app_id, enable_auto_commit=False, request_timeout_ms=10_000)
-            tps = [TopicPartition(s.topics.input, p) for p in self.consumer.partitions_for_topic(s.topics.input) or ()]
+            if not self.consumer: self.consumer = kafka_python.KafkaConsumer(**client_args(s.kafka), group_id=s.worker.app_id, enable_auto_commit=False, request_timeout_ms=10_000)
+            tps = [kafka_python.TopicPartition(s.topics.input, p) for p in self.consumer.partitions_for_topic(s.topics.input) or ()]
             first,ends = self.consumer.beginning_offsets(tps), self.consumer.end_offsets(tps)
             return {tp.partition:(ends[tp], max(first[tp], self.consumer.committed(tp) or 0)) for tp in tps}
-        except (KafkaError, OSError): self.consumer = None
+        except (kafka_python.errors.KafkaError, OSError): self.consumer = None
 
     def run(self):
         logging.getLogger('kafka').setLevel(logging.CRITICAL)
