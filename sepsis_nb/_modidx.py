@@ -21,7 +21,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'sepsis_nb.bench.Line.kill': ('bench.html#line.kill', 'sepsis_nb/bench.py'),
                                  'sepsis_nb.bench.Line.last_words': ('bench.html#line.last_words', 'sepsis_nb/bench.py'),
                                  'sepsis_nb.bench.Line.look': ('bench.html#line.look', 'sepsis_nb/bench.py'),
-                                 'sepsis_nb.bench.Line.settle': ('bench.html#line.settle', 'sepsis_nb/bench.py'),
                                  'sepsis_nb.bench.Line.start': ('bench.html#line.start', 'sepsis_nb/bench.py'),
                                  'sepsis_nb.bench.Line.until': ('bench.html#line.until', 'sepsis_nb/bench.py'),
                                  'sepsis_nb.bench._all_at_once': ('bench.html#_all_at_once', 'sepsis_nb/bench.py'),

@@ -169,18 +169,18 @@ class Line:
         return p
 
 # %% ../nbs/18_bench.ipynb #bba9f2df
-Sample = namedtuple('Sample', 's answers cpu_s rss broker_cpu_s') # Unix seconds; CPU and resident bytes of all processes of a line; the embedded broker's CPU
+Sample = namedtuple('Sample', 's answers cpu_s broker_cpu_s') # Unix seconds; CPU of all processes of a line, and of the embedded broker
 
 def _used(p):
-    "CPU seconds and resident bytes of a process; nothing once it has ended"
-    try: return sum(p.cpu_times()[:2]), p.memory_info().rss
-    except psutil.NoSuchProcess: return 0., 0
+    "CPU seconds of a process; none once it has ended"
+    try: return sum(p.cpu_times()[:2])
+    except psutil.NoSuchProcess: return 0.
 
 @patch
 def look(self:Line):
     "Take a sample; returns the number of answers"
-    n,used,broker = self.bench.count(self.output), [_used(p) for p in self.procs], self.bench.broker
-    self.samples.append(Sample(time.time(), n, sum(c for c,_ in used), sum(b for _,b in used), sum(psutil.Process(broker.pid).cpu_times()[:2]) if broker else np.nan))
+    n,used,broker = self.bench.count(self.output), sum(_used(p) for p in self.procs), self.bench.broker
+    self.samples.append(Sample(time.time(), n, used, _used(psutil.Process(broker.pid)) if broker else np.nan))
     return n
 
 # %% ../nbs/18_bench.ipynb #c675ca50
@@ -194,13 +194,6 @@ def until(self:Line, n, timeout_s=300., every_s=.05):
         time.sleep(every_s)
 
 # %% ../nbs/18_bench.ipynb #685c6364
-@patch
-def settle(self:Line, seconds=1.):
-    "A moment of rest, and one more sample; returns resident bytes"
-    time.sleep(seconds)
-    self.look()
-    return self.samples[-1].rss
-
 @patch
 def last_words(self:Line): return ' / '.join(self.log.read_text(errors='replace').strip().splitlines()[-3:])
 
