@@ -754,9 +754,9 @@ class Watch(threading.Thread):
         every_s = min(5., self.settings.worker.stuck_s/5)
         still = Standstill(self.settings.worker.stuck_s, every_s)
         while True:
-            time.sleep(every_s)
-            stuck = still.look(time.monotonic(), self.read(), self.mine())
+            stuck = still.look(time.monotonic(), self.read(), self.mine()) # the first one connects, best before the rows come
             if stuck: leave(EX_TEMPFAIL, f'stuck: rows wait and none was committed for {still.stuck_s:g} s partitions={",".join(map(str, stuck))}; ending, to be started again')
+            time.sleep(every_s)
 
 # %% ../nbs/04_worker.ipynb #0c26c49d
 class StoppingWorker(faust.Worker):
