@@ -31,6 +31,13 @@ class Ward(Line):
         with open(self.log, 'ab') as out: self.procs.append(subprocess.Popen([*SEPSIS, 'worker'], env=self.env | env, stdout=out, stderr=subprocess.STDOUT, cwd=self.log.parent))
         return self.procs[-1]
 
+    def topics(self, **configs):
+        "Make its topics, the input with these configurations"
+        t,admin = self.s.topics, KafkaAdminClient(**client_args(self.s.kafka))
+        admin.create_topics({t.input:dict(num_partitions=t.partitions, configs={k.replace('_', '.'):v for k,v in configs.items()})})
+        admin.close()
+        create_topics(self.s.kafka, t)
+
     def child(self, p, seconds=30):
         "The worker under the supervisor"
         until = time.monotonic()+seconds
@@ -65,6 +72,10 @@ def ward(kafka, store, tmp_path):
 
 def row(pid, hour, note=''): return pid.encode(), orjson.dumps(dict(patient_id=pid, time=f'2026-01-{1+hour//24:02d} {hour%24:02d}:00:00', HR=60+hour%40, Resp=18, O2Sat=97, Temp=37.1, note=note))
 
+def thin(pid):
+    "A row that says little, so that the answer depends on what is known of the patient"
+    return pid.encode(), b'{"patient_id":"%s","Resp":18}' % pid.encode()
+
 def test_a_worker_waits_for_its_broker_and_is_started_again(store, tmp_path):
     with Broker(tmp_path/'kafka', cache=load_settings().cache) as broker:
         ward = Ward(store, tmp_path, SEPSIS_KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap)
@@ -97,10 +108,7 @@ def test_floods_and_odd_messages(kafka, store, tmp_path):
     "10 MB, a request to forget, a later schema, then as many bad messages as good ones: all are answered, and the pace is kept"
     ward = Ward(store, tmp_path)
     t = ward.s.topics
-    admin = KafkaAdminClient(**client_args(ward.s.kafka))
-    admin.create_topics({t.input:dict(num_partitions=t.partitions, configs={'max.message.bytes':'12000000', 'message.timestamp.type':'LogAppendTime'})})
-    admin.close()
-    create_topics(ward.s.kafka, t)
+    ward.topics(max_message_bytes='12000000', message_timestamp_type='LogAppendTime')
     later = b'{"schema":99,"patient_id":"q1","HR":80,"unheard_of":{"a":[1,2]}}'
     producer = KafkaProducer(**client_args(ward.s.kafka), max_request_size=12_000_000, linger_ms=20)
     for key,value in [(b'q1', b'{"patient_id":"q1","HR":77,"x":"%s"}' % (b'x'*10_000_000)), (b'q1', later), (b'q1', None)]: producer.send(t.input, value, key)
@@ -182,7 +190,7 @@ def forget(ward):
     assert code == 0 and 'Forgotten' in said, said+ward.text()[-2000:]
     assert not holds(ward.s, 'p1') and holds(ward.s, 'p2')
     assert re.search(r'input-\w+: 17 records; all deleted between', said) and re.search(r'output-\w+: 13 records', said) and re.search(r'alerts-\w+: \d+ records', said), said
-    ward.raw((pid.encode(), b'{"patient_id":"%s","Resp":18}' % pid.encode()) for pid in ('p1', 'p2', 'new'))
+    ward.raw(map(thin, ('p1', 'p2', 'new')))
     ward.wait(len(before)+3)
     outs,dead = ward.answers()
     assert set(outs) | set(dead) == ward.inputs() and [h['reason'].split(':')[0] for h in dead.values()].count('forgotten') == 1
@@ -193,15 +201,10 @@ def test_a_silent_patient_is_dropped(kafka, store, tmp_path):
     "Ten hours without a row at `forget_h = 1`: the record goes from the state topic, and who comes back is like somebody new, also after a restart"
     ward = Ward(store, tmp_path, SEPSIS_TOPICS_PARTITIONS='1', SEPSIS_WORKER_FORGET_H='1')
     t,now,hour = ward.s.topics, int(time.time()*1000), 3_600_000
-    admin = KafkaAdminClient(**client_args(ward.s.kafka))
-    admin.create_topics({t.input:dict(num_partitions=1, configs={'message.timestamp.type':'CreateTime'})}) # so that the test may say when a row came
-    admin.close()
-    create_topics(ward.s.kafka, t)
+    ward.topics(message_timestamp_type='CreateTime') # so that the test may say when a row came
     def send(at, *rows):
         with KafkaProducer(**client_args(ward.s.kafka)) as producer:
             for key,value in rows: producer.send(t.input, value, key, timestamp_ms=at)
-    thin = lambda pid: (pid.encode(), b'{"patient_id":"%s","Resp":18}' % pid.encode())
-    states = lambda: [(r.key, r.value is None) for r in read_topic(t.state, ward.s.kafka)]
     try:
         p = ward.start()
         send(now-10*hour, *[row(pid, h) for h in range(3) for pid in ('gone', 'back', 'soon')])
@@ -209,7 +212,7 @@ def test_a_silent_patient_is_dropped(kafka, store, tmp_path):
         ward.wait(10)
         send(now, row('here', 0))
         ward.said('left=2', 1)
-        assert set(k for k,dropped in states() if dropped) == {b'gone', b'back'}
+        assert {r.key for r in read_topic(t.state, ward.s.kafka) if r.value is None} == {b'gone', b'back'}
         send(now+1000, *map(thin, ('back', 'soon', 'new')))
         ward.wait(14)
         assert ward.stop(p) == 0
