@@ -6,16 +6,15 @@
 __all__ = ['ROW_OPS', 'LAST_OPS', 'STAY_OPS', 'WINDOW_OPS', 'OPS', 'SCORES', 'COUNTS', 'KNOWNS', 'DERIVED', 'N_ROWS', 'FIRST',
            'NOW', 'HOUR', 'HEAD', 'LAST', 'T_LAST', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH', 'BLOCK', 'Program',
            'GAP_H', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS', 'Feature', 'over', 'FeatureSpec',
-           'new_states', 'fold', 'step', 'prepare', 'extract', 'indeterminate', 'warm_up']
+           'new_states', 'fold', 'step', 'prepare', 'extract', 'missing_needs', 'warm_up']
 
-# %% ../nbs/01_features.ipynb #85d61a79
-import hashlib, json
+# %% ../nbs/01_features.ipynb #daeeb975
+import hashlib, json, numpy as np, pandas as pd
 from collections import namedtuple
 from dataclasses import asdict, dataclass
 from functools import cached_property
-import numpy as np, pandas as pd
 from numba import njit
-from .data import SIGNALS, clean, hours, signal_rows
+from .rows.signals import SIGNALS, clean, hours, signal_rows
 
 # %% ../nbs/01_features.ipynb #2e551517
 ROW_OPS = ('row', 'row2_min', 'row2_mean', 'row_ratio') # of this row, or of this one and the one before
@@ -475,7 +474,7 @@ FULL = FeatureSpec('full', sum(FAMILIES.values(), ()), needs=('HR_last', 'Resp_l
 SPECS = dict(monitor4=MONITOR4, vitals=VITALS, full=FULL)
 
 # %% ../nbs/01_features.ipynb #65b881e4
-def indeterminate(
+def missing_needs(
     spec:FeatureSpec,
     X:np.ndarray, # (n, n_features), from `fold` or `extract`
 )->np.ndarray:    # (n, len(spec.needs)) bool: which of the needed features are missing

@@ -6,21 +6,22 @@
 __all__ = ['log', 'MOST_WAITING', 'choose', 'schedule', 'Sent', 'connect', 'Stop', 'Outbox', 'stream', 'stop_on_signal',
            'DeliveryError', 'produce']
 
-# %% ../nbs/03_producer.ipynb #df6336a6
-import logging, re, signal, socket, threading, time
+# %% ../nbs/03_producer.ipynb #6947ccf2
+import logging, numpy as np, pandas as pd, re, signal, socket, threading, time
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
-import numpy as np
-import pandas as pd
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 from kafka.partitioner.default import DefaultPartitioner
 from tqdm import tqdm
-from .data import encode, findings, hours, messages, read, warn
-from .settings import Kafka, Topics, client_args
+from .data import encode, messages, read
+from .rows.findings import findings, warn
+from .rows.signals import hours
+from .settings import Kafka, Topics
+from .stream.kafka import client_args
 
 # %% ../nbs/03_producer.ipynb #3c1fa4e1
 log = logging.getLogger(__name__)

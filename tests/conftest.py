@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 import pytest
-from sepsis_nb.broker import Broker
+from sepsis_nb.stream.broker import Broker
 from sepsis_nb.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent

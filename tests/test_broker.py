@@ -2,7 +2,8 @@
 import http.server, os, signal, subprocess, sys, threading, time
 from contextlib import suppress
 import psutil, pytest
-from sepsis_nb.broker import answers_kafka, fetch_jars, free_port, jar_name, pinned
+from sepsis_nb.stream.kafka import answers_kafka
+from sepsis_nb.stream.broker import fetch_jars, free_port, jar_name, pinned
 
 @pytest.fixture(scope='module')
 def jars(): return fetch_jars()
@@ -61,8 +62,10 @@ def test_two_processes_fetch_at_once(mirror, tmp_path):
     done(run('import sys; sys.modules["jgo"] = None; '+fetch, env))
 
 HELD = '''
-from sepsis_nb.broker import Broker, create_topics, read_topic
-from sepsis_nb.settings import Topics, client_args
+from sepsis_nb.stream.broker import Broker
+from sepsis_nb.stream.kafka import create_topics, read_topic
+from sepsis_nb.settings import Topics
+from sepsis_nb.stream.kafka import client_args
 from kafka import KafkaProducer
 import time
 with Broker() as b:

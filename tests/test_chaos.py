@@ -1,10 +1,12 @@
 "Delivery under faults: what nbs/31_chaos shows at length, short, and that its comparison can fail"
 import logging
 import pytest
-from sepsis_nb.chaos import BAD, Record, as_records, chaos, examine, log_champion, plan, silence, tell, unlike_batch
+from sepsis_nb.prove.faults import BAD, plan_faults, silence
+from sepsis_nb.prove.audit import Record, as_records, audit_run, log_champion, undisturbed, unlike_table
+from sepsis_nb.prove.chaos import chaos
 from sepsis_nb.data import read
 from sepsis_nb.features import SPECS
-from sepsis_nb.registry import load_scorer
+from sepsis_nb.model.scorer import load_scorer
 
 @pytest.fixture(scope='module')
 def place(apart, tmp_path_factory):
@@ -18,7 +20,7 @@ def test_nothing_is_lost(place):
     folder,uri,_ = place
     logging.getLogger('kafka').setLevel(logging.CRITICAL)
     counts = dict(kill_worker=3, kill_broker=1, rebalance=1, freeze_worker=1)
-    run = chaos(folder/'run', uri, 'sample', plan(counts, seed=3, pause_s=1.), rows=4000, rate=150, seed=3)
+    run = chaos(folder/'run', uri, 'sample', plan_faults(counts, seed=3, pause_s=1.), rows=4000, rate=150, seed=3)
     a = run.audit
     assert (a.lost, a.diverged, a.states, a.differing, a.behind, run.unlike) == (0, 0, 0, 0, 0, 0), run.table().to_string()
     assert len(a.inputs) >= run.sent >= 4000 and a.patients > 100 and a.alerts.expected > 10 and a.dead.expected > 5, 'the stream must have something to get wrong'
@@ -36,7 +38,7 @@ def told(place):
     inputs = as_records(df)
     ends = {p:1+max(r.offset for r in inputs if r.partition == p) for p in (0, 1)}
     inputs += [Record('input-topic', 0, ends[0]+n, k, v, (), 1_700_000_000_000) for n,(k,v) in enumerate(BAD)]
-    story = tell(scorer, inputs, 512*1024)
+    story = undisturbed(scorer, inputs, 512*1024)
     topic = lambda found: [Record('t', p, n, key, value, headers, n) for n,(p,key,value,headers) in enumerate(found.values())]
     states = [Record('t', p, n, key, raw, (), at) for n,((p,key),(raw,at)) in enumerate(story.states.items())]
     return scorer, df, story, dict(outputs=topic(story.outputs), alerts=topic(story.alerts), dead=topic(story.dead), states=states,
@@ -64,19 +66,19 @@ PLANTED = dict(
 def test_planted_faults_are_found(told, name):
     _,_,story,topics = told
     which,how,want = PLANTED[name]
-    assert examine(story, **topics).ok
-    a = examine(story, **topics | {which:how(topics[which])})
+    assert audit_run(story, **topics).ok
+    a = audit_run(story, **topics | {which:how(topics[which])})
     assert {k:getattr(a, k) for k in ('lost', 'diverged', 'states', 'repeated', 'differing', 'behind') if getattr(a, k)} == want
     assert a.ok == (name == 'repeat')
 
 def test_stale_state_is_no_fault(told):
     "A revived worker's older record behind the newer one: the newer is taken"
     scorer,df,story,topics = told
-    before = tell(scorer, [r for r in as_records(df) if r.offset < 500], 512*1024)
+    before = undisturbed(scorer, [r for r in as_records(df) if r.offset < 500], 512*1024)
     old = [Record('t', p, 0, key, raw, (), at) for (p,key),(raw,at) in before.states.items()]
-    assert old and examine(story, **topics | dict(states=topics['states']+old)).states == 0
+    assert old and audit_run(story, **topics | dict(states=topics['states']+old)).states == 0
 
 def test_another_batch_is_found(told):
     scorer,df,story,_ = told
-    assert unlike_batch(scorer, df, story) == 0
-    assert unlike_batch(scorer, df.assign(HR=df.HR+30), story) > 0
+    assert unlike_table(scorer, df, story) == 0
+    assert unlike_table(scorer, df.assign(HR=df.HR+30), story) > 0

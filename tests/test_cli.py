@@ -1,9 +1,10 @@
 "The command line as a user runs it: what bad input says, and that a signal leaves nothing running"
 import json, os, re, signal, subprocess, sys, time, urllib.request
 import psutil, pytest
-from sepsis_nb.broker import create_topics, free_port, topic_ends
+from sepsis_nb.stream.kafka import create_topics, topic_ends
+from sepsis_nb.stream.broker import free_port
 from sepsis_nb.settings import load_settings
-from sepsis_nb.simulate import simulate
+from sepsis_nb.rows.simulate import simulate
 
 SEPSIS = [sys.executable, '-c', 'from sepsis_nb.cli import main; main()']
 

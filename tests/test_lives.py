@@ -6,9 +6,11 @@ from zlib import crc32
 import numpy as np, orjson, pandas as pd, pytest
 from sepsis_nb.data import encode, read
 from sepsis_nb.features import SPECS, extract
-from sepsis_nb.policy import Policy, batch, fit_support
-from sepsis_nb.registry import Scorer, unsure
-from sepsis_nb.worker import Kept, Patients, restore, score
+from sepsis_nb.model.policy import Policy, table_alerts
+from sepsis_nb.model.risk import fit_training_range
+from sepsis_nb.model.scorer import Scorer, indeterminate_rows
+from sepsis_nb.stream.states import Kept, Patients, restore
+from sepsis_nb.stream.scoring import score
 
 Message = namedtuple('Message', 'topic partition offset timestamp key value')
 NONE,DATE,LIMIT,SILENCE = np.nan, 482_000., 10_000, 72*3_600_000 # h, h, bytes, ms
@@ -44,8 +46,8 @@ def said(outputs):
 def expected(s, df, clock):
     "Risk, call and mark of each row of a table"
     X = extract(df, s.spec).to_numpy()
-    P,blind = s.predict(X), unsure(s.spec, s.support, X)
-    return list(zip(P.tolist(), batch(s.policy, df.patient_id, clock, P[:,1], blind).tolist(), blind.tolist()))
+    P,blind = s.predict(X), indeterminate_rows(s.spec, s.support, X)
+    return list(zip(P.tolist(), table_alerts(s.policy, df.patient_id, clock, P[:,1], blind).tolist(), blind.tolist()))
 
 def in_table(s, df):
     "The same as anybody with the file computes it"
@@ -189,7 +191,7 @@ def test_a_stay_without_end():
     "12,000 hours: the state keeps its size, nothing overflows, and support marks the hours that no training row had"
     spec,df = SPECS['full'], read('sample')
     X,who = extract(df, spec).to_numpy(), df.patient_id.factorize()[0]
-    support = fit_support(X[who%2 == 0], spec.names, X[who%2 == 1], who[who%2 == 1])
+    support = fit_training_range(X[who%2 == 0], spec.names, X[who%2 == 1], who[who%2 == 1])
     one = df[who == 0].drop(columns=['patient_id', 'time', 'label'])
     values = [{k:v for k,v in o.items() if v == v} for o in one.to_dict('records')]
     rows = [('p', 1.+n, values[n%len(values)]) for n in range(12_000)]

@@ -4,12 +4,16 @@ import lightgbm as lgb, mlflow, orjson, psutil, pytest
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 from test_worker import Line
-from sepsis_nb.broker import Broker, create_topics, read_outputs, read_topic, topic_ends
+from sepsis_nb.stream.broker import Broker
+from sepsis_nb.stream.kafka import create_topics, read_outputs, read_topic, topic_ends
 from sepsis_nb.data import read
 from sepsis_nb.features import SPECS, extract
-from sepsis_nb.operate import COPY_OF, Plan, holds, plan, put_back
-from sepsis_nb.registry import log_model, register, use_store
-from sepsis_nb.settings import client_args, load_settings
+from sepsis_nb.stream.redrive import COPY_OF, RedrivePlan, plan_redrive, put_back
+from sepsis_nb.stream.forget import states_held
+from sepsis_nb.model.contract import log_model
+from sepsis_nb.model.registry import register, use_store
+from sepsis_nb.stream.kafka import client_args
+from sepsis_nb.settings import load_settings
 
 SEPSIS = [sys.executable, '-c', 'from sepsis_nb.cli import main; main()']
 
@@ -141,14 +145,14 @@ def test_floods_and_odd_messages(kafka, store, tmp_path):
 
 def resume(ward):
     "A redrive that dies half-way is taken up where it ended"
-    p,calls = plan(ward.s, ['not-json']), iter(range(2))
+    p,calls = plan_redrive(ward.s, ['not-json']), iter(range(2))
     assert len(p.ready) == FLOOD
     with pytest.raises(StopIteration): put_back(ward.s, p, still=lambda: next(calls))
-    rest = plan(ward.s)
+    rest = plan_redrive(ward.s)
     assert rest.table().loc['not-json'].to_dict() == dict(ready=FLOOD-1000, done=1000, request=0)
     assert rest.table().loc['forgotten'].to_dict() == dict(ready=0, done=0, request=1)
     large = next(row for row,l in rest.letters.items() if l.reason == 'too-large')
-    assert list(put_back(ward.s, Plan(rest.letters, {large:'ready'}, 0)).values()) == [large]
+    assert list(put_back(ward.s, RedrivePlan(rest.letters, {large:'ready'}, 0)).values()) == [large]
     copies = [(dict(r.headers)[COPY_OF], len(r.value)) for r in read_topic(ward.s.topics.input, ward.s.kafka) if r.headers]
     assert len({c for c,_ in copies}) == len(copies) == 1001 and max(n for _,n in copies) > 10_000_000, 'the row goes back whole'
 
@@ -183,12 +187,12 @@ def test_redrive_by_two_operators(ward):
 def forget(ward):
     "The state goes in the order of the rows; the next row begins a new stay; what stays is said"
     before = ward.answers()[0]
-    assert holds(ward.s, 'p1')
+    assert states_held(ward.s, 'p1')
     said,code = ward.sepsis('forget', 'p1')
     assert code == 0 and 'There is a state of this patient. Nothing was changed' in said
     said,code = ward.sepsis('forget', 'p1', '--yes')
     assert code == 0 and 'Forgotten' in said, said+ward.text()[-2000:]
-    assert not holds(ward.s, 'p1') and holds(ward.s, 'p2')
+    assert not states_held(ward.s, 'p1') and states_held(ward.s, 'p2')
     assert re.search(r'input-\w+: 17 records; all deleted between', said) and re.search(r'output-\w+: 13 records', said) and re.search(r'alerts-\w+: \d+ records', said), said
     ward.raw(map(thin, ('p1', 'p2', 'new')))
     ward.wait(len(before)+3)

@@ -2,10 +2,11 @@
 import json, signal, subprocess, sys, time
 import pytest
 from kafka.admin import KafkaAdminClient
-from sepsis_nb.broker import Broker, read_topic
+from sepsis_nb.stream.broker import Broker
+from sepsis_nb.stream.kafka import read_topic
 from sepsis_nb.data import read
-from sepsis_nb.settings import client_args
-from sepsis_nb.simulate import simulate
+from sepsis_nb.stream.kafka import client_args
+from sepsis_nb.rows.simulate import simulate
 
 RUN = '''
 import json, sys

@@ -8,12 +8,16 @@ from kafka.admin import KafkaAdminClient
 from kafka.errors import GroupAuthorizationFailedError, MessageSizeTooLargeError, TopicAuthorizationFailedError, for_code
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.preprocessing import FunctionTransformer
-from sepsis_nb.broker import Broker, Security, read_outputs, topic_ends
+from sepsis_nb.stream.broker import Broker, Security
+from sepsis_nb.stream.kafka import read_outputs, topic_ends
 from sepsis_nb.cli import main
 from sepsis_nb.data import read
 from sepsis_nb.features import SPECS, extract
-from sepsis_nb.registry import RegistryError, load_scorer, log_model, register, use_store
-from sepsis_nb.settings import client_args, load_settings
+from sepsis_nb.model.registry import RegistryError, register, use_store
+from sepsis_nb.model.scorer import load_scorer
+from sepsis_nb.model.contract import log_model
+from sepsis_nb.stream.kafka import client_args
+from sepsis_nb.settings import load_settings
 from test_worker import Line
 
 SPEC = SPECS['monitor4']

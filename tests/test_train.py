@@ -11,10 +11,10 @@ from xgboost import XGBClassifier
 from conftest import ROOT
 from sepsis_nb.data import read
 from sepsis_nb.features import SEED_SPEC, extract
-from sepsis_nb.metrics import gate
-from sepsis_nb.registry import load_scorer
+from sepsis_nb.model.gate import gate
+from sepsis_nb.model.scorer import load_scorer
 from sepsis_nb.settings import load_settings
-from sepsis_nb.simulate import simulate
+from sepsis_nb.rows.simulate import simulate
 from sepsis_nb.train import TrainingFailed, run_training
 
 PAGE = ROOT/'nbs'/'02_train.ipynb'

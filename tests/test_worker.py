@@ -4,12 +4,17 @@ import lightgbm as lgb, mlflow, numpy as np, orjson, pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.preprocessing import StandardScaler
-from sepsis_nb.broker import Broker, create_topics, read_outputs, read_topic, topic_ends
+from sepsis_nb.stream.broker import Broker
+from sepsis_nb.stream.kafka import create_topics, read_outputs, read_topic, topic_ends
 from sepsis_nb.data import encode, messages, read
 from sepsis_nb.features import SEED_SPEC, SPECS, extract
-from sepsis_nb.policy import Calibration, Policy, batch, fit_support, hysteresis
-from sepsis_nb.registry import load_scorer, log_model, log_scaler, register, unsure, use_store
-from sepsis_nb.settings import client_args, load_settings
+from sepsis_nb.model.risk import Calibration, fit_training_range
+from sepsis_nb.model.policy import Policy, table_alerts, clear_threshold
+from sepsis_nb.model.scorer import load_scorer, indeterminate_rows
+from sepsis_nb.model.contract import log_model, log_scaler
+from sepsis_nb.model.registry import register, use_store
+from sepsis_nb.stream.kafka import client_args
+from sepsis_nb.settings import load_settings
 
 SPEC = SPECS['monitor4']
 
@@ -27,7 +32,7 @@ def store(rows, tmp_path_factory):
     y = (rows[0].groupby('patient_id').cumcount() > 30).astype(int)
     use_store(uri, 'worker')
     X,half = extract(rows[0], SPEC), (rows[0].patient_id.factorize()[0] < 100)
-    terms = dict(calibration=Calibration(.9, .1), policy=Policy(.3, hysteresis(.3), 6.), support=fit_support(X[half], SPEC.names, X[~half], rows[0].patient_id[~half], epsilon=.05, tail=.02))
+    terms = dict(calibration=Calibration(.9, .1), policy=Policy(.3, clear_threshold(.3), 6.), support=fit_training_range(X[half], SPEC.names, X[~half], rows[0].patient_id[~half], epsilon=.05, tail=.02))
     with mlflow.start_run() as run: log_model('LightGBM', lgb.LGBMClassifier(n_estimators=50, verbose=-1).fit(X, y), SPEC, .5, **terms)
     register(run.info.run_id, 'LightGBM', .4, 'here')
     X = extract(rows[0], SEED_SPEC).fillna(0.)
@@ -111,9 +116,9 @@ def check(line, df, scorer=None):
     assert places == {(p, n) for p,end in topic_ends(line.s.topics.input, line.s.kafka).items() for n in range(end)}
     now = np.empty(len(df))
     X = extract(df, scorer.spec, now).to_numpy()
-    P,blind = scorer.predict(X), unsure(scorer.spec, scorer.support, X)
-    rings = batch(scorer.policy, df.patient_id, now, P[:,1], blind)
-    want = {(m['patient_id'], m['time']):o for m,*o in zip(messages(df), P.tolist(), rings.tolist(), blind.tolist())}
+    P,blind = scorer.predict(X), indeterminate_rows(scorer.spec, scorer.support, X)
+    alerts = table_alerts(scorer.policy, df.patient_id, now, P[:,1], blind)
+    want = {(m['patient_id'], m['time']):o for m,*o in zip(messages(df), P.tolist(), alerts.tolist(), blind.tolist())}
     assert all([o['prediction_probabilities'], o['alert'], o['quality']['indeterminate']] == want[o['patient_id'], o['original_data']['time']] for o in got)
     alerts = {(o['source']['partition'], o['source']['offset']) for o in read_outputs(line.s.topics.alerts, line.s.kafka)}
     assert alerts == {(o['source']['partition'], o['source']['offset']) for o in got if o['alert']}
