@@ -21,8 +21,9 @@ unexport PYTHONPATH PYTHONHOME
 demo: $(VENV)/.ready
 	@sepsis demo
 
+# Three tests at a time: most wait for processes. Threads that spin while they wait would take a core from the others.
 test: $(VENV)/.ready
-	@pytest -q
+	@OMP_WAIT_POLICY=passive pytest -q -n 3 --dist worksteal
 
 lab: $(VENV)/.ready
 	@jupyter lab nbs
@@ -35,7 +36,7 @@ page: $(VENV)/.ready
 sample: $(VENV)/.ready
 	@python -c "from sepsis_nb.data import build_sample; print(build_sample('$(DATA)'))"
 
-# uv installs in seconds what takes pip more than a minute; pip remains for machines whose index only pip is told of.
+# uv installs in seconds, pip in over a minute. pip stays for machines where only pip knows the package index.
 UV := uv --system-certs
 PINNED := --only-binary :all: --no-binary sepsis-nb --no-build-isolation -c constraints.txt -e '.[dev]'
 

@@ -1,11 +1,14 @@
-"One real broker for the whole run, and settings that leave the user's own store, work folder and reports alone"
-import os
+"One broker and one toy champion for the whole run; the user's store, work folder and reports stay as they are"
+import fcntl, json, os, signal
+from dataclasses import asdict
 from pathlib import Path
 import pytest
-from sepsis_nb.stream.broker import Broker
+from sepsis_nb.prove.harness import Line, ToyStore, toy_store
 from sepsis_nb.settings import load_settings
+from sepsis_nb.stream.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
+signal.signal(signal.SIGINT, signal.default_int_handler) # `nohup make test &` ignores it, and children inherit that
 
 @pytest.fixture(scope='session', autouse=True)
 def apart(tmp_path_factory):
@@ -21,3 +24,21 @@ def kafka(apart):
     with Broker(apart/'kafka', cache=load_settings().cache) as broker:
         os.environ['SEPSIS_KAFKA_BOOTSTRAP_SERVERS'] = broker.bootstrap
         yield broker
+
+@pytest.fixture(scope='session')
+def store(apart, tmp_path_factory):
+    """A `ToyStore`, made once for all test processes and only read: a champion (monitor4), and the original study's
+    forest with its scaler"""
+    shared = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ: shared = shared.parent # of this run
+    note = shared/'toy_store.json'
+    with open(shared/'toy_store.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not note.exists(): note.write_text(json.dumps(asdict(toy_store(shared/'toy_store')), default=str))
+    found = json.loads(note.read_text())
+    return ToyStore(**found | dict(folder=Path(found['folder'])))
+
+@pytest.fixture
+def line(kafka, store, tmp_path):
+    "A `Line` with topics of its own on the session's broker and store"
+    with Line(tmp_path, **store.env) as o: yield o

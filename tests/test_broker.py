@@ -2,8 +2,9 @@
 import http.server, os, signal, subprocess, sys, threading, time
 from contextlib import suppress
 import psutil, pytest
+from sepsis_nb.settings import load_settings
+from sepsis_nb.stream.broker import broker_status, fetch_jars, free_port, jar_name, pinned, stop_broker
 from sepsis_nb.stream.kafka import answers_kafka
-from sepsis_nb.stream.broker import fetch_jars, free_port, jar_name, pinned
 
 @pytest.fixture(scope='module')
 def jars(): return fetch_jars()
@@ -14,12 +15,12 @@ def repository_path(coord):
 
 @pytest.fixture
 def mirror(jars, tmp_path):
-    "A Maven repository on this machine, made of the cached jars: environment that uses it, and the jars it was asked for"
-    files,asked = {repository_path(c):jars/jar_name(c) for c in pinned()},[]
+    "A Maven repository on this machine, made of the cached jars: environment that uses it, and the paths it served"
+    files,served = {repository_path(c):jars/jar_name(c) for c in pinned()},[]
     class Maven(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = files[self.path].read_bytes() if self.path in files else b''
-            if body: asked.append(self.path)
+            if body: served.append(self.path)
             self.send_response(200 if body else 404)
             self.send_header('content-length', str(len(body)))
             self.end_headers()
@@ -28,11 +29,19 @@ def mirror(jars, tmp_path):
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Maven)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     (tmp_path/'jgo.conf').write_text(f'[repositories]\ncentral = http://127.0.0.1:{server.server_port}\n')
-    yield dict(os.environ, JGO_CONFIG_FILE=str(tmp_path/'jgo.conf')), asked
+    yield dict(os.environ, JGO_CONFIG_FILE=str(tmp_path/'jgo.conf')), served
     server.shutdown()
 
-def run(code, env=None, **kwargs):
-    return subprocess.Popen([sys.executable, '-c', code], env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+@pytest.fixture(scope='module')
+def run():
+    "Start Python code in a process of its own, which is killed at the end if it still runs"
+    started = []
+    def start(code, env=None, **kwargs):
+        pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        started.append(subprocess.Popen([sys.executable, '-c', code], env=env, **pipes, **kwargs))
+        return started[-1]
+    yield start
+    for p in started: p.kill()
 
 def done(process, seconds=60):
     out,err = process.communicate(timeout=seconds)
@@ -46,67 +55,82 @@ def soon(claim, seconds=20):
 
 def gone(pid): return soon(lambda: not psutil.pid_exists(pid))
 
-def test_two_processes_fetch_at_once(mirror, tmp_path):
-    env,asked = mirror
+def test_two_processes_fetch_at_once(mirror, run, tmp_path):
+    env,served = mirror
     cache = tmp_path/'cache'
-    fetch = f'from sepsis_nb.broker import fetch_jars; fetch_jars({str(cache)!r})'
+    fetch = f'from sepsis_nb.stream.broker import fetch_jars; fetch_jars({str(cache)!r})'
     for p in [run(fetch, env) for _ in range(2)]: done(p)
     assert [o.name for o in cache.iterdir()] == ['kafka-4.3.1']
     names = sorted(o.name for o in (cache/'kafka-4.3.1').iterdir())
     assert names == sorted(map(jar_name, pinned()))
     for o in names[:3]: (cache/'kafka-4.3.1'/o).unlink()
-    asked.clear()
+    served.clear()
     done(run(fetch, env))
-    assert sorted(o.rpartition('/')[2] for o in asked) == names[:3], 'only what is missing is fetched'
+    assert sorted(o.rpartition('/')[2] for o in served) == names[:3], 'only what is missing is fetched'
     env['JGO_CONFIG_FILE'] = os.devnull
     done(run('import sys; sys.modules["jgo"] = None; '+fetch, env))
 
-HELD = '''
-from sepsis_nb.stream.broker import Broker
-from sepsis_nb.stream.kafka import create_topics, read_topic
-from sepsis_nb.settings import Topics
-from sepsis_nb.stream.kafka import client_args
-from kafka import KafkaProducer
+PARENT = '''
 import time
+from kafka import KafkaProducer
+from sepsis_nb.settings import Topics
+from sepsis_nb.stream.broker import Broker
+from sepsis_nb.stream.kafka import client_args, create_topics, read_topic
 with Broker() as b:
     create_topics(b.kafka, Topics())
     p = KafkaProducer(**client_args(b.kafka))
     print(b.pid, b.port, b.data, flush=True)
     try: time.sleep(60)
     finally:
-        p.send('input-topic', b'last'); p.flush(); p.close()
+        p.send('input-topic', b'last')
+        p.flush()
+        p.close()
         print(len(list(read_topic('input-topic', b.kafka))), flush=True)
 '''
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 
-@pytest.mark.parametrize('sig', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda o: o.name)
-def test_broker_ends_with_its_parent(sig, jars):
-    p = run(HELD, start_new_session=True)
+@pytest.fixture(scope='module')
+def parents(run, jars):
+    "A process with a broker of its own for each signal, all started at once"
+    return {s:run(PARENT, start_new_session=True) for s in SIGNALS}
+
+@pytest.mark.parametrize('number', SIGNALS, ids=lambda o: o.name)
+def test_broker_ends_with_its_parent(number, parents):
+    p = parents[number]
     pid,port,data = p.stdout.readline().split()
     assert answers_kafka(int(port))
-    os.killpg(p.pid, sig) # to the whole group, as a terminal does with Ctrl-C
+    os.killpg(p.pid, number) # to the whole group, as a terminal does with Ctrl-C
     assert gone(int(pid)), 'the broker outlived its parent'
     assert answers_kafka(int(port)) is None
     out,err = p.communicate(timeout=20)
-    if sig == signal.SIGINT: assert out.strip() == '1' and 'KeyboardInterrupt' in err, 'the client could not flush and read'
+    if number == signal.SIGINT:
+        assert out.strip() == '1' and 'KeyboardInterrupt' in err, 'the client could not flush and read'
     assert soon(lambda: not os.path.exists(data)), 'the temporary folder was left behind'
+
+START = '''
+from sepsis_nb.settings import load_settings
+from sepsis_nb.stream.broker import start_broker
+print(start_broker(load_settings()).state)
+'''
 
 @pytest.fixture
 def background(tmp_path, jars):
-    env = dict(os.environ, SEPSIS_KAFKA_BOOTSTRAP_SERVERS=f'127.0.0.1:{free_port()}', SEPSIS_PATHS_WORK=str(tmp_path), SEPSIS_PATHS_CACHE=str(jars.parent))
-    yield env
-    done(run(DO.format('stop_broker'), env))
+    "Environment and settings with a broker address and a work folder of their own; the broker is stopped at the end"
+    env = dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS=f'127.0.0.1:{free_port()}', SEPSIS_PATHS_WORK=str(tmp_path),
+               SEPSIS_PATHS_CACHE=str(jars.parent))
+    s = load_settings(env=env)
+    yield os.environ | env,s
+    stop_broker(s)
 
-DO = 'from sepsis_nb.broker import *; from sepsis_nb.settings import load_settings; print({}(load_settings()).state)'
-
-def test_two_commands_start_at_once(background):
-    both = [run(DO.format('start_broker'), background) for _ in range(2)]
+def test_two_commands_start_at_once(run, background):
+    env,s = background
+    both = [run(START, env) for _ in range(2)]
     assert sorted(done(p).strip() for p in both) == ['running', 'started']
-    assert done(run(DO.format('broker_status'), background)).strip() == 'running'
-    assert done(run(DO.format('stop_broker'), background)).strip() == 'stopped'
-    assert done(run(DO.format('broker_status'), background)).strip() == 'stopped'
+    assert [f(s).state for f in (broker_status, stop_broker, broker_status)] == ['running', 'stopped', 'stopped']
 
-def test_ctrl_c_during_a_start_leaves_nothing(background):
-    p,java = run(DO.format('start_broker'), background, start_new_session=True),[]
+def test_ctrl_c_during_a_start_leaves_nothing(run, background):
+    env,s = background
+    p,java = run(START, env, start_new_session=True),[]
     while p.poll() is None and not java:
         with suppress(psutil.ZombieProcess, psutil.NoSuchProcess): # the format tool, which has just ended
             java = [c for c in psutil.Process(p.pid).children() if 'kafka.Kafka' in c.cmdline()]
@@ -114,4 +138,4 @@ def test_ctrl_c_during_a_start_leaves_nothing(background):
     os.killpg(p.pid, signal.SIGINT)
     assert 'KeyboardInterrupt' in p.communicate(timeout=40)[1]
     assert java and gone(java[0].pid)
-    assert done(run(DO.format('broker_status'), background)).strip() == 'stopped'
+    assert broker_status(s).state == 'stopped'

@@ -2,23 +2,23 @@
 import json
 from dataclasses import replace
 import mlflow, nbformat, nbformat.v4 as nbf, numpy as np, pandas as pd, papermill, pytest
-from lightgbm import LGBMClassifier
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.metrics import f1_score
-from sklearn.model_selection import RandomizedSearchCV, train_test_split
-from sklearn.preprocessing import StandardScaler
-from xgboost import XGBClassifier
 from conftest import ROOT
+from lightgbm import LGBMClassifier
 from sepsis_nb.data import read
 from sepsis_nb.features import SEED_SPEC, extract
 from sepsis_nb.model.gate import gate
 from sepsis_nb.model.scorer import load_scorer
 from sepsis_nb.settings import load_settings
-from sepsis_nb.rows.simulate import simulate
 from sepsis_nb.train import TrainingFailed, run_training
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.metrics import f1_score
+from sklearn.model_selection import RandomizedSearchCV, train_test_split
+from sklearn.preprocessing import StandardScaler
+from xgboost import XGBClassifier
 
 PAGE = ROOT/'nbs'/'02_train.ipynb'
 SECRET = 'hunter2-train-3Kd'
+PULSE,TEMP,HR,RR = (f'MDC_{o}_Result' for o in ('PULS_OXIM_PULS_RATE', 'TEMP', 'ECG_HEART_RATE', 'TTHOR_RESP_RATE'))
 LGBM = dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[-1, 5])
 FOREST = dict(n_estimators=[50, 100, 200], max_depth=[3, 5, 10])
 XGB = dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[3, 5])
@@ -30,81 +30,128 @@ def there(tmp_path_factory):
     with pytest.MonkeyPatch.context() as env:
         env.setenv('SEPSIS_KAFKA_SASL_PASSWORD', SECRET)
         s = load_settings()
-        yield replace(s, home=tmp, paths=replace(s.paths, reports=f'{tmp}/reports'), mlflow=replace(s.mlflow, tracking_uri=f'sqlite:///{tmp}/mlflow.db'))
+        store = replace(s.mlflow, tracking_uri=f'sqlite:///{tmp}/mlflow.db')
+        yield replace(s, home=tmp, paths=replace(s.paths, reports=f'{tmp}/reports'), mlflow=store)
 
-def job(there, **params):
-    "Run the page; its metrics"
+def run_page(there, **params):
+    "Run the study of a protocol; its metrics"
     path = there.home/f"{params.get('protocol', 'patient')}.json"
     run_training(params | dict(metrics_json=str(path), tracking_uri=there.tracking_uri), there, quiet=True)
     return json.loads(path.read_text())
 
 @pytest.fixture(scope='module')
 def patient(there):
-    "Protocol patient on 150 real stays, tested on 60 others; half of each are septic stays if there are so many"
+    "Protocol patient on 100 stays of the sample, with 50 others as external set; half of each are septic"
     df = read('sample').drop(columns='time').rename(columns={'label':'SepsisLabel'})
     sick = df.SepsisLabel.groupby(df.patient_id).max()
-    ids = np.r_[sick[sick == 1].index[:105], sick[sick == 0].index[:105]]
-    for name,part in dict(train=ids[::2].tolist() + ids[1::4].tolist(), other=ids[3::4].tolist()).items():
+    ids = np.r_[sick[sick == 1].index[:75], sick[sick == 0].index[:75]]
+    for name,part in dict(train=ids[np.arange(150)%3 > 0], other=ids[::3]).items():
         df[df.patient_id.isin(part)].to_parquet(there.home/f'{name}.parquet')
-    return job(there, data=f'{there.home}/train.parquet', external=f'{there.home}/other.parquet', features='vitals', models='LightGBM,RandomForest', folds=3)
+    return run_page(there, data=f'{there.home}/train.parquet', external=f'{there.home}/other.parquet',
+                    features='vitals', models='LightGBM,RandomForest', folds=3)
+
+def monitor(n, rng):
+    "A patient of a bedside monitor, with gaps and respiration rates of zero"
+    sick = (np.arange(n) > n/2)*1
+    df = pd.DataFrame({'Label':sick, PULSE:rng.normal(150+9*sick, 14).round(1), TEMP:rng.normal(98, .8, n).round(2),
+                       HR:rng.normal(150+9*sick, 14).round(1), RR:rng.integers(0, 60, n).astype(float)})
+    return df.mask(rng.random((n, 5)) < [0, .02, .02, .02, .02])
 
 @pytest.fixture(scope='module')
 def seed(there):
-    simulate(there.home, rows=(1500, 1500))
-    return job(there, data=f'{there.home}/patient1.csv,{there.home}/patient2.csv', protocol='seed')
+    rng = np.random.default_rng(11)
+    for p in 'p1', 'p2':
+        df = monitor(500, rng)
+        df.insert(0, 'Patient ID', p)
+        df.to_csv(there.home/f'{p}.csv', index=False)
+    return run_page(there, data=f'{there.home}/p1.csv,{there.home}/p2.csv', protocol='seed')
 
 def straight(paths):
     "The original study in a straight line: F1 by model"
     df = pd.concat([pd.read_csv(p) for p in paths], ignore_index=True)
-    pulse,temp,hr,rr = (f'MDC_{o}_Result' for o in ('PULS_OXIM_PULS_RATE', 'TEMP', 'ECG_HEART_RATE', 'TTHOR_RESP_RATE'))
-    df[f'{pulse}_min'] = df[pulse].rolling(2).min()
-    df[f'{temp}_mean'] = df[temp].rolling(2).mean()
-    df[f'{pulse}_mean'] = df[pulse].rolling(2).mean()
-    df['HR_to_RR_Ratio'] = df[hr]/df[rr]
+    df[f'{PULSE}_min'] = df[PULSE].rolling(2).min()
+    df[f'{TEMP}_mean'] = df[TEMP].rolling(2).mean()
+    df[f'{PULSE}_mean'] = df[PULSE].rolling(2).mean()
+    df['HR_to_RR_Ratio'] = df[HR]/df[RR]
     df = df.dropna().reset_index(drop=True)
-    X = df[[f'{pulse}_min', f'{temp}_mean', f'{pulse}_mean', 'HR_to_RR_Ratio']].replace([np.inf, -np.inf], np.nan).fillna(0)
+    assert np.isinf(df.HR_to_RR_Ratio).any()
+    X = df[[f'{PULSE}_min', f'{TEMP}_mean', f'{PULSE}_mean', 'HR_to_RR_Ratio']]
+    X = X.replace([np.inf, -np.inf], np.nan).fillna(0)
     a,b,ya,yb = train_test_split(X, df['Label'], test_size=.2, random_state=42)
-    sc = StandardScaler()
-    a,b = sc.fit_transform(a),sc.transform(b)
-    models = dict(LightGBM=(LGBMClassifier(verbose=-1), LGBM, 8), RandomForest=(RandomForestClassifier(random_state=42), FOREST, 9),
-                  XGBoost=(XGBClassifier(random_state=42), XGB, 8))
-    return {n:f1_score(yb, RandomizedSearchCV(m, g, n_iter=k, cv=3, scoring='f1', random_state=42).fit(a, ya).predict(b)) for n,(m,g,k) in models.items()}
+    scaler = StandardScaler()
+    a,b = scaler.fit_transform(a), scaler.transform(b)
+    models = dict(LightGBM=(LGBMClassifier(verbose=-1, n_jobs=1), LGBM, 8), # one thread: same trees, no contention
+                  RandomForest=(RandomForestClassifier(random_state=42), FOREST, 9),
+                  XGBoost=(XGBClassifier(random_state=42, n_jobs=1), XGB, 8))
+    def f1(model, grid, n):
+        search = RandomizedSearchCV(model, grid, n_iter=n, cv=3, scoring='f1', random_state=42)
+        return f1_score(yb, search.fit(a, ya).predict(b))
+    return {name:f1(*m) for name,m in models.items()}
 
 def test_seed_reproduces_f1_to_the_last_digit(there, seed):
-    assert {n:m['f1'] for n,m in seed['models'].items()} == straight([there.home/'patient1.csv', there.home/'patient2.csv'])
+    assert {n:m['f1'] for n,m in seed['models'].items()} == straight([there.home/'p1.csv', there.home/'p2.csv'])
 
 def test_seed_contract(seed):
     assert set(seed) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models', 'scaler_run_id'}
     assert (seed['features'], seed['n_patients']) == ('monitor4', 2)
+    assert all(set(m) == {'f1', 'auroc', 'auprc', 'run_id', 'params'} for m in seed['models'].values())
 
 def test_seed_model_and_scaler_load_by_their_uris(there, seed, tmp_path):
     run = seed['models']['RandomForest']['run_id']
-    s = load_scorer(f'runs:/{run}/RandomForest', f"runs:/{seed['scaler_run_id']}/standard_scaler", there.tracking_uri, tmp_path)
+    scaler = f"runs:/{seed['scaler_run_id']}/standard_scaler"
+    s = load_scorer(f'runs:/{run}/RandomForest', scaler, there.tracking_uri, tmp_path)
     assert s.spec == SEED_SPEC and s.scaled
-    p = s.predict(extract(read(there.home/'patient1.csv').head(50), s.spec).to_numpy())
+    p = s.predict(extract(read(there.home/'p1.csv').head(50), s.spec).to_numpy())
     assert p.shape == (50, 2) and np.allclose(p.sum(1), 1)
 
+def test_what_mlflow_keeps_of_the_original_study(there, seed):
+    client = mlflow.MlflowClient(there.tracking_uri, there.tracking_uri)
+    run = client.get_run(seed['models']['XGBoost']['run_id'])
+    assert run.info.run_name == 'XGBoost' and 'grid.max_depth' in run.data.params
+    assert run.data.metrics['f1'] == seed['models']['XGBoost']['f1']
+    parent = run.data.tags['mlflow.parentRunId']
+    names = {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
+    assert {'report.html', 'figures/splits.png', 'figures/importance.png', 'tables/splits.csv', 'tables/search.csv',
+            'spec.json'} <= names
+    splits = pd.read_csv(client.download_artifacts(parent, 'tables/splits.csv'), index_col=0)
+    assert (splits.f1_patient_split > 0).all() and set(splits.index) == set(seed['models'])
+    assert client.get_run(seed['scaler_run_id']).info.run_name == 'standard_scaler'
+
+def test_original_study_says_what_it_cannot_use(there, tmp_path):
+    df = monitor(60, np.random.default_rng(0)).assign(**{'Patient ID':'p', TEMP:np.nan})
+    df.to_csv(tmp_path/'cold.csv', index=False)
+    with pytest.raises(TrainingFailed, match='no row has pulse or heart rate, temperature'):
+        run_page(there, data=f'{tmp_path}/cold.csv', protocol='seed')
+    with pytest.raises(ValueError, match='original study has no external validation'):
+        run_page(there, data=f'{tmp_path}/cold.csv', external=f'{tmp_path}/cold.csv', protocol='seed')
+
 def test_patient_contract(patient):
-    assert {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models', 'scaler_run_id', 'cv', 'external', 'gate', 'policy'} <= set(patient)
-    assert set(patient['cv']) == {'utility', 'utility_mean', 'utility_std', 'auroc', 'auprc'} and len(patient['cv']['utility']) == 3
-    assert {'utility', 'utility_ci', 'auroc', 'auprc', 'n_patients'} <= set(patient['external'])
-    assert all({'f1', 'auroc', 'auprc', 'run_id', 'params', 'utility', 'utility_ci'} <= set(m) for m in patient['models'].values()) and patient['scaler_run_id'] is None
+    assert set(patient) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models',
+                            'scaler_run_id', 'cv', 'external', 'gate', 'policy', 'calibration'}
+    assert set(patient['cv']) == {'utility', 'utility_mean', 'utility_std', 'auroc', 'auprc'}
+    assert len(patient['cv']['utility']) == 3 and patient['scaler_run_id'] is None
+    assert {'utility', 'utility_ci', 'auroc', 'auprc', 'n_patients', 'threshold', 'adapted'} <= set(patient['external'])
+    keys = {'f1', 'auroc', 'auprc', 'run_id', 'params', 'utility', 'utility_ci'}
+    assert all(keys <= set(m) for m in patient['models'].values())
     lo,hi = patient['external']['utility_ci']
     assert lo <= patient['external']['utility'] <= hi
 
 def test_gate_compares_runs(patient):
     same = gate(patient, patient)
     assert not same.worse.any() and not same.better.any() and (same['diff'] == 0).all()
-    with pytest.raises(ValueError, match='train both on the same'): gate(patient, patient | dict(gate=patient['gate'] | dict(evaluation='0'*16)))
+    other = patient | dict(gate=patient['gate'] | dict(evaluation='0'*16))
+    with pytest.raises(ValueError, match='train both on the same'): gate(patient, other)
 
 def test_what_mlflow_keeps(there, patient):
     client = mlflow.MlflowClient(there.tracking_uri, there.tracking_uri)
     run = client.get_run(patient['models']['LightGBM']['run_id'])
-    assert run.info.run_name == 'LightGBM' and 'grid.num_leaves' in run.data.params and run.data.metrics['auroc'] == patient['models']['LightGBM']['auroc']
+    assert run.info.run_name == 'LightGBM' and 'grid.num_leaves' in run.data.params
+    assert run.data.metrics['auroc'] == patient['models']['LightGBM']['auroc']
     parent = run.data.tags['mlflow.parentRunId']
     names = {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
-    assert {'report.html', 'model_card.md', 'spec.json', 'figures/utility.png', 'figures/importance.png', 'figures/burden.png', 'tables/search.csv',
-            'tables/baselines.csv', 'tables/external.csv', 'tables/subgroups.csv'} <= names
+    assert {'report.html', 'model_card.md', 'spec.json', 'figures/utility.png', 'figures/importance.png',
+            'figures/burden.png'} <= names
+    assert {f'tables/{t}.csv' for t in ('search', 'baselines', 'external', 'subgroups')} <= names
     html = open(client.download_artifacts(parent, 'report.html')).read()
     assert 'data:image/png' in html and 'train.parquet' in html # its figures, and the parameters that it was given
     assert 'TRIPOD' in html and len(html) < 4e6
@@ -117,33 +164,65 @@ def test_no_secret_is_kept(there, patient):
 
 def test_champion_is_the_best_of_the_first_evaluation(there, patient, seed):
     s = load_scorer('models:/sepsis@champion', tracking_uri=there.tracking_uri, cache=there.home/'models')
-    first = dict(patient=patient, seed=seed)[s.terms['protocol']] # whichever ran first: the other's score does not compare
+    first = dict(patient=patient, seed=seed)[s.terms['protocol']] # the first to run: the other does not compare
     assert s.version == '1' and s.run_id == first['models'][first['champion']]['run_id']
 
 def test_the_worker_loads_what_training_decided(there, patient):
-    run = patient['models'][patient['champion']]['run_id']
-    s = load_scorer(f"runs:/{run}/{patient['champion']}", tracking_uri=there.tracking_uri, cache=there.home/'models')
-    assert (s.policy.on, s.policy.why) == (patient['policy']['on'], patient['policy']['why']) and s.calibration.slope == patient['calibration']['slope']
-    assert s.support is not None and 0 <= s.support.cut
+    uri = f"runs:/{patient['models'][patient['champion']]['run_id']}/{patient['champion']}"
+    s = load_scorer(uri, tracking_uri=there.tracking_uri, cache=there.home/'models')
+    assert (s.policy.alert_threshold, s.policy.why) == (patient['policy']['on'], patient['policy']['why'])
+    assert s.calibration.slope == patient['calibration']['slope']
+    assert s.training_range is not None and 0 <= s.training_range.most_outside
 
-def test_external_patients_of_the_training_set_are_refused(there, patient):
+def test_a_run_that_fails_on_its_data_leaves_the_last_report(there, patient):
+    report = (there.home/'reports/02_train.html').read_bytes()
+    train = f'{there.home}/train.parquet'
     with pytest.raises(TrainingFailed, match='patient ids are in the training data too'):
-        job(there, data=f'{there.home}/train.parquet', external=f'{there.home}/train.parquet', features='vitals', models='LightGBM', folds=3)
+        run_page(there, data=train, external=train, features='vitals', models='LightGBM', folds=3)
+    assert (there.home/'reports/02_train.html').read_bytes() == report
+    assert 'in the training data too' in (there.home/'reports/02_train.failed.html').read_text()
 
-def page(there, code):
+def little_page(there, code):
+    "A page of one cell below its parameters"
     cells = [nbf.new_code_cell("data = 'sample'", metadata=dict(tags=['parameters'])), nbf.new_code_cell(code)]
-    nbformat.write(nbf.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python'))), there.home/'little.ipynb')
+    kernel = dict(name='python3', display_name='python3', language='python')
+    nbformat.write(nbf.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), there.home/'little.ipynb')
     return there.home/'little.ipynb'
 
-def test_a_failed_cell_leaves_page_and_message(there):
-    with pytest.raises(TrainingFailed, match=r'failed, "1/0": ZeroDivisionError.*\n.*little\.ipynb'): run_training({}, there, page(there, '1/0'), quiet=True)
-    assert 'ZeroDivisionError' in (there.home/'reports/little.html').read_text()
+def test_a_failed_cell_leaves_the_last_good_page(there):
+    page,html = run_training({}, there, little_page(there, "'it works'"), quiet=True)
+    assert page.is_file() and 'it works' in html.read_text() and not list(page.parent.glob('little.failed.*'))
+    with pytest.raises(TrainingFailed, match=r'failed, "1/0": ZeroDivisionError.*\n.*little\.failed\.html'):
+        run_training({}, there, little_page(there, '1/0'), quiet=True)
+    assert 'it works' in html.read_text()
+    assert 'ZeroDivisionError' in html.with_suffix('.failed.html').read_text()
 
 def test_typo_stops_plain_papermill(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'fold', did you mean 'folds'"):
         papermill.execute_notebook(str(PAGE), str(tmp_path/'out.ipynb'), dict(fold=3), progress_bar=False)
 
-@pytest.mark.parametrize('bad,said', [(dict(protocol='rows'), "protocol: 'rows' is unknown"), (dict(data='nowhere.csv'), 'nowhere.csv: no such file'),
-                                      (dict(tracking_uri='http://127.0.0.1:9'), 'does not answer'), (dict(tracking_uri='sqlite:////nowhere/m.db'), 'does not exist')])
-def test_bad_values_say_what_to_do(there, bad, said):
-    with pytest.raises((ValueError, OSError, RuntimeError), match=said): run_training(dict(tracking_uri=there.tracking_uri) | bad, there, quiet=True)
+def test_the_other_protocol_names_its_page(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match='another study, on the page original_study.ipynb'):
+        papermill.execute_notebook(str(PAGE), str(tmp_path/'out.ipynb'), dict(protocol='seed'), progress_bar=False)
+
+@pytest.mark.parametrize('page', [PAGE, PAGE.with_name('original_study.ipynb')], ids=lambda p: p.stem)
+def test_a_study_has_parameters_and_runs_no_unit_tests(page):
+    cells = [c for c in nbformat.read(page, 4).cells if c.cell_type == 'code']
+    assert sum('parameters' in c.metadata.get('tags', []) for c in cells) == 1 # else papermill would ignore them
+    code = '\n'.join(c.source for c in cells)
+    assert 'fastcore.test' not in code and 'assert ' not in code
+
+@pytest.mark.parametrize('wrong,message', [
+    (dict(protcol='seed'), "unknown parameter 'protcol', did you mean 'protocol'?"),
+    (dict(protocol='rows'), "protocol: 'rows' is unknown"), (dict(data='nowhere.csv'), 'nowhere.csv: no such file'),
+    (dict(tracking_uri='http://127.0.0.1:9'), 'does not answer'),
+    (dict(tracking_uri='sqlite:////nowhere/m.db'), 'does not exist')])
+def test_wrong_values_say_what_to_do(there, wrong, message):
+    with pytest.raises((ValueError, OSError, RuntimeError), match=message.replace('?', r'\?')):
+        run_training(dict(tracking_uri=there.tracking_uri) | wrong, there, quiet=True)
+
+def test_wrong_labels_are_found_before_the_page_runs(there, tmp_path):
+    df = monitor(60, np.random.default_rng(0)).assign(**{'Patient ID':'p', 'Label':0})
+    df.to_csv(tmp_path/'calm.csv', index=False)
+    with pytest.raises(ValueError, match='all known labels are 0'):
+        run_training(dict(data=f'{tmp_path}/calm.csv', tracking_uri=there.tracking_uri), there, quiet=True)

@@ -1,269 +1,185 @@
 "The worker as an operator runs it: processes, signals, a real broker"
-import os, re, signal, socket, subprocess, sys, time, uuid
-import lightgbm as lgb, mlflow, numpy as np, orjson, pytest
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.preprocessing import StandardScaler
-from sepsis_nb.stream.broker import Broker
-from sepsis_nb.stream.kafka import create_topics, read_outputs, read_topic, topic_ends
-from sepsis_nb.data import encode, messages, read
-from sepsis_nb.features import SEED_SPEC, SPECS, extract
-from sepsis_nb.model.risk import Calibration, fit_training_range
-from sepsis_nb.model.policy import Policy, table_alerts, clear_threshold
-from sepsis_nb.model.scorer import load_scorer, indeterminate_rows
-from sepsis_nb.model.contract import log_model, log_scaler
-from sepsis_nb.model.registry import register, use_store
-from sepsis_nb.stream.kafka import client_args
+import re, signal, socket, time
+import orjson, pytest
+from sepsis_nb.data import read
+from sepsis_nb.model.scorer import load_scorer
+from sepsis_nb.prove.harness import Line
 from sepsis_nb.settings import load_settings
-
-SPEC = SPECS['monitor4']
+from sepsis_nb.stream.broker import Broker
+from sepsis_nb.stream.kafka import read_outputs, read_topic
+from sepsis_nb.stream.states import record_offset
+from sepsis_nb.worker import STATES_READ
 
 @pytest.fixture(scope='module')
 def rows():
-    "Real stays; a late hour stands for the label, as a model's worth does not matter here"
+    "Stays that the toy champion was not fitted on, interleaved by time"
     df = read('sample')
-    ids = df.patient_id.unique()
-    return [df[df.patient_id.isin(set(o))].sort_values('time', kind='stable') for o in (ids[:200], ids[200:280])]
+    return df[df.patient_id.isin(set(df.patient_id.unique()[200:280]))].sort_values('time', kind='stable')
 
-@pytest.fixture(scope='module')
-def store(rows, tmp_path_factory):
-    "A store with a champion that has calibration, policy and support, and with a forest and its scaler in runs of their own, as the original study logs them"
-    uri,was = f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db", (mlflow.get_tracking_uri(), mlflow.get_registry_uri())
-    y = (rows[0].groupby('patient_id').cumcount() > 30).astype(int)
-    use_store(uri, 'worker')
-    X,half = extract(rows[0], SPEC), (rows[0].patient_id.factorize()[0] < 100)
-    terms = dict(calibration=Calibration(.9, .1), policy=Policy(.3, clear_threshold(.3), 6.), support=fit_training_range(X[half], SPEC.names, X[~half], rows[0].patient_id[~half], epsilon=.05, tail=.02))
-    with mlflow.start_run() as run: log_model('LightGBM', lgb.LGBMClassifier(n_estimators=50, verbose=-1).fit(X, y), SPEC, .5, **terms)
-    register(run.info.run_id, 'LightGBM', .4, 'here')
-    X = extract(rows[0], SEED_SPEC).fillna(0.)
-    scaler = StandardScaler().fit(X)
-    with mlflow.start_run(): scaler_uri = log_scaler(scaler, SEED_SPEC)
-    with mlflow.start_run(): forest = log_model('RandomForest', RandomForestClassifier(20, random_state=42).fit(scaler.transform(X), y), SEED_SPEC, .3, scaler_uri)
-    mlflow.set_tracking_uri(was[0]); mlflow.set_registry_uri(was[1])
-    return dict(uri=uri, forest=forest, scaler=scaler_uri)
+def origin(o): return o['source']['partition'], o['source']['offset']
 
-class Line:
-    "Topics of a test's own, and workers on them"
-    def __init__(self, store, tmp, **env):
-        tag = uuid.uuid4().hex[:8]
-        names = {f'SEPSIS_TOPICS_{k.upper()}':f'{k}-{tag}' for k in ('input', 'output', 'dead_letter', 'alerts', 'state')}
-        self.env = os.environ | names | dict(SEPSIS_MLFLOW_TRACKING_URI=store['uri'], SEPSIS_WORKER_APP_ID=tag, SEPSIS_WORKER_WEB_PORT='0',
-                                             SEPSIS_PATHS_CACHE=str(tmp/'cache'), SEPSIS_PATHS_WORK=str(tmp/'work')) | env
-        self.s = load_settings(env={k:v for k,v in self.env.items() if k.startswith('SEPSIS_')})
-        self.log,self.procs = tmp/'worker.log', []
+def check_rows(outputs, df, scorer):
+    "Every row has one of the outputs, with risk, alert and mark of the table"
+    got = {(o['patient_id'], o['original_data']['time']):
+           (o['prediction_probabilities'][1], o['alert'], o['quality']['indeterminate']) for o in outputs}
+    want = {(o.patient_id, o.time):(o.risk, o.alert, o.indeterminate) for o in scorer.score(df).itertuples()}
+    assert all(abs(sum(o['prediction_probabilities'])-1) < 1e-12 for o in outputs)
+    assert got == want and len(outputs) == len(df)
 
-    def start(self, **env):
-        cmd = [sys.executable, '-m', 'faust', '-A', 'sepsis_nb.worker', 'worker', '--loglevel=info']
-        with open(self.log, 'ab') as out: self.procs.append(subprocess.Popen(cmd, env=self.env | env, stdout=out, stderr=subprocess.STDOUT, cwd=self.log.parent))
-        return self.procs[-1]
+def check_line(line, df, scorer):
+    "Every input offset has one output, as in the table, and the alerts topic has the alerts; returns the outputs"
+    found = read_outputs(line.s.topics.output, line.s.kafka)
+    outputs = list(found)
+    assert found.differing == 0
+    assert {origin(o) for o in outputs} == {(p, n) for p,end in line.ends().items() for n in range(end)}
+    check_rows(outputs, df, scorer)
+    alerts = {origin(o) for o in read_outputs(line.s.topics.alerts, line.s.kafka)}
+    assert alerts == {origin(o) for o in outputs if o['alert']}
+    return outputs
 
-    def stop(self, p, how=signal.SIGTERM):
-        "Exit code after a signal"
-        p.send_signal(how)
-        return p.wait(30)
-
-    def send(self, df, pause=0., key=True):
-        with_key = lambda o: o['patient_id'].encode() if key else None
-        producer = KafkaProducer(**client_args(self.s.kafka))
-        for n,o in enumerate(messages(df)):
-            producer.send(self.s.topics.input, encode(o), key=with_key(o))
-            if pause and n%50 == 0: producer.flush(); time.sleep(pause)
-        producer.flush(); producer.close()
-
-    def raw(self, records):
-        producer = KafkaProducer(**client_args(self.s.kafka))
-        for key,value in records: producer.send(self.s.topics.input, value, key=key)
-        producer.flush(); producer.close()
-
-    def count(self, topic): return sum(topic_ends(topic, self.s.kafka).values())
-
-    def wait(self, n, topic=None, seconds=60):
-        "Until `n` records lie on the output topic"
-        until = time.monotonic()+seconds
-        while (found := self.count(topic or self.s.topics.output)) < n:
-            assert time.monotonic() < until, f'{found} of {n} records after {seconds} s\n{self.text()[-3000:]}'
-            assert any(p.poll() is None for p in self.procs), self.text()[-3000:]
-            time.sleep(.2)
-
-    def said(self, words, n, seconds=60):
-        "Until the workers' log has `words` `n` times"
-        until = time.monotonic()+seconds
-        while self.text().count(words) < n:
-            assert time.monotonic() < until, f'{words!r} fewer than {n} times after {seconds} s\n{self.text()[-3000:]}'
-            time.sleep(.1)
-
-    def text(self): return self.log.read_text()
-
-    def close(self):
-        for p in self.procs:
-            if p.poll() is None: p.kill(); p.wait()
-
-@pytest.fixture
-def line(kafka, store, tmp_path):
-    o = Line(store, tmp_path)
-    create_topics(o.s.kafka, o.s.topics)
-    yield o
-    o.close()
-
-def check(line, df, scorer=None):
-    "Every input offset once among outputs and dead letters, every risk and every call that of the batch; returns the outputs"
-    scorer = scorer or load_scorer('models:/sepsis@champion', '', line.s.tracking_uri, line.s.cache)
-    outs = read_outputs(line.s.topics.output, line.s.kafka)
-    got = list(outs)
-    assert outs.differing == 0
-    places = {(o['source']['partition'], o['source']['offset']) for o in got}
-    assert len(got) == len(places) == len(df)
-    assert places == {(p, n) for p,end in topic_ends(line.s.topics.input, line.s.kafka).items() for n in range(end)}
-    now = np.empty(len(df))
-    X = extract(df, scorer.spec, now).to_numpy()
-    P,blind = scorer.predict(X), indeterminate_rows(scorer.spec, scorer.support, X)
-    alerts = table_alerts(scorer.policy, df.patient_id, now, P[:,1], blind)
-    want = {(m['patient_id'], m['time']):o for m,*o in zip(messages(df), P.tolist(), alerts.tolist(), blind.tolist())}
-    assert all([o['prediction_probabilities'], o['alert'], o['quality']['indeterminate']] == want[o['patient_id'], o['original_data']['time']] for o in got)
-    alerts = {(o['source']['partition'], o['source']['offset']) for o in read_outputs(line.s.topics.alerts, line.s.kafka)}
-    assert alerts == {(o['source']['partition'], o['source']['offset']) for o in got if o['alert']}
-    return got
-
-def committed(line):
-    c = KafkaConsumer(**client_args(line.s.kafka), group_id=line.s.worker.app_id, enable_auto_commit=False)
-    try: return {p:c.committed(TopicPartition(line.s.topics.input, p)) or 0 for p in range(line.s.topics.partitions)}
-    finally: c.close()
-
-def test_restarts_lose_nothing(line, rows):
-    df = rows[1]
+def test_restarts_lose_nothing(line, store, rows):
     first = line.start()
-    line.send(df.iloc[:1000], pause=.05)
+    line.send(rows[:1000], 1000)
     line.wait(1)
-    assert line.stop(first) == 0 # mid-stream: some rows may still wait
-    after = committed(line)
+    assert line.stop(first) == 0 # mid-stream: some rows can still wait
+    after = line.committed()
     second = line.start()
-    line.send(df.iloc[1000:2000], pause=.05)
+    line.send(rows[1000:2000], 1000)
     line.wait(1100)
-    second.kill(); second.wait()
+    line.kill(second)
     third = line.start()
-    line.send(df.iloc[2000:], pause=.05)
-    line.wait(len(df))
+    line.send(rows[2000:], 2000)
+    line.wait(len(rows))
     assert line.stop(third, signal.SIGINT) == 0
-    got = check(line, df)
-    assert committed(line) == topic_ends(line.s.topics.input, line.s.kafka)
-    assert all(after[p] <= end for p,end in committed(line).items())
-    assert sum(o['alert'] for o in got) > 5 and any('outside-training' in str(o['quality']) for o in got), 'the data must have something to get wrong'
+    outputs = check_line(line, rows, store.scorer())
+    assert line.committed() == line.ends()
+    assert all(after[p] <= end for p,end in line.committed().items())
+    quality = [str(o['quality']) for o in outputs]
+    assert sum(o['alert'] for o in outputs) > 5 and any('outside-training' in o for o in quality), 'too plain a test'
 
-def test_sigterm_repeats_nothing(line, rows):
-    "A clean stop commits exactly: not even a repeated output"
-    df = rows[1].iloc[:1500]
-    line.send(df.iloc[:1200])
+def test_sigterm_repeats_nothing(line, store, rows):
+    "A clean stop commits exactly: no output is repeated. A port that is taken does not stop the worker"
+    rows = rows[:1500]
+    line.send(rows[:1200])
     p = line.start(SEPSIS_WORKER_BATCH_ROWS='100')
     line.wait(1)
     assert line.stop(p) == 0
-    line.send(df.iloc[1200:])
-    p = line.start()
-    line.wait(len(df))
-    assert line.stop(p) == 0
-    assert line.count(line.s.topics.output) == len(df)
-    check(line, df)
+    line.send(rows[1200:])
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        p = line.start(SEPSIS_WORKER_WEB_PORT=str(port))
+        line.wait(len(rows))
+        assert line.stop(p) == 0
+    assert f'web port {port} cannot be used' in line.text()
+    assert line.count() == len(rows)
+    check_line(line, rows, store.scorer())
 
-def test_two_workers_share_and_take_over(line, rows):
-    df = rows[1]
+def test_two_workers_share_and_take_over(line, store, rows):
     a = line.start()
-    line.send(df.iloc[:800])
+    line.send(rows[:800])
     line.wait(800)
     b = line.start()
-    line.said('states read', 3) # by the first alone, then by both after the rebalance
-    line.send(df.iloc[800:2000], pause=.2)
+    line.wait_log(STATES_READ, 3) # by the first alone, then by both after the rebalance
+    line.send(rows[800:2000], 500)
     line.wait(2000)
-    a.kill(); a.wait()
-    line.send(df.iloc[2000:])
-    line.wait(len(df))
+    line.kill(a)
+    line.send(rows[2000:])
+    line.wait(len(rows))
+    line.wait_log(STATES_READ, 4)
     assert line.stop(b) == 0
-    check(line, df)
-    line.said('states read', 4)
+    check_line(line, rows, store.scorer())
 
-BAD = {'not-json':b'{"patient_id": "secret-7", ', 'not-an-object':b'["secret-7"]', 'no-patient-id':b'{"HR": 77.125}', 'not-a-number':b'{"patient_id":"secret-7","HR":"77.125"}',
-       'bad-patient-id':b'{"patient_id": 7, "HR": 77.125}', 'no-signal':b'{"patient_id": "secret-7"}', 'too-large':b'{"patient_id":"secret-7","HR":77.125,"x":"%s"}' % (b'x'*600_000)}
+ID = b'secret-7'
+BAD = {
+    'not-json':b'{"patient_id": "secret-7", ',
+    'not-an-object':b'["secret-7"]',
+    'no-patient-id':b'{"HR": 77.125}',
+    'not-a-number':b'{"patient_id":"secret-7","HR":"77.125"}',
+    'bad-patient-id':b'{"patient_id": 7, "HR": 77.125}',
+    'no-signal':b'{"patient_id": "secret-7"}',
+    'too-large':b'{"patient_id":"secret-7","HR":77.125,"x":"%s"}' % (b'x'*600_000)}
 
 def test_bad_messages_are_dead_letters(line):
     good = b'{"patient_id":"secret-7","HR":77.125,"Resp":0,"bed":"12a"}'
-    line.raw([(b'secret-7', v) for v in BAD.values()]+[(b'secret-7', None), (None, b''), (b'k', good), (b'secret-7', b'{"patient_id":"secret-7","HR":NaN}')])
-    line.raw([(b'secret-7', good), (None, good)])
-    p = line.start()
+    nan = b'{"patient_id":"secret-7","HR":NaN}'
+    line.send_raw([(ID, v) for v in BAD.values()])
+    line.send_raw([(ID, None), (None, b''), (b'k', good), (ID, nan), (ID, good), (None, good)])
+    p,topics = line.start(), line.s.topics
     line.wait(2)
-    line.wait(len(BAD)+4, line.s.topics.dead_letter)
+    line.wait(len(BAD)+4, topics.dead_letter)
     assert line.stop(p) == 0
-    dead = list(read_topic(line.s.topics.dead_letter, line.s.kafka))
-    reasons = {dict(r.headers)['reason'].decode().split(':')[0] for r in dead}
-    assert reasons == set(BAD) | {'key-mismatch', 'forgotten'}
-    sent = {(r.partition, r.offset):r for r in read_topic(line.s.topics.input, line.s.kafka)}
-    for r in dead:
-        h = {k:v.decode() for k,v in r.headers}
-        came = sent[int(h['partition']), int(h['offset'])]
-        assert h['topic'] == line.s.topics.input and r.key == came.key
-        assert (r.value == (came.value or b'')) if 'length' not in h else (len(came.value) == int(h['length']) and came.value.startswith(r.value))
-    outs = list(read_outputs(line.s.topics.output, line.s.kafka))
-    assert {o['patient_id'] for o in outs} == {'secret-7'}
-    assert all('out-of-range: Resp' in o['quality']['reasons'] and o['quality']['indeterminate'] for o in outs)
-    assert sum('no-key' in o['quality']['reasons'] for o in outs) == 1
-    assert all(o['original_data'] == orjson.loads(good) for o in outs)
+    dead = list(read_topic(topics.dead_letter, line.s.kafka))
+    headers = [{k:v.decode() for k,v in r.headers} for r in dead]
+    assert {h['reason'].split(':')[0] for h in headers} == set(BAD) | {'key-mismatch', 'forgotten'}
+    sent = {(r.partition, r.offset):r for r in read_topic(topics.input, line.s.kafka)}
+    for r,h in zip(dead, headers):
+        original = sent[int(h['partition']), int(h['offset'])]
+        assert h['topic'] == topics.input and r.key == original.key
+        value,length = original.value or b'', int(h.get('length', len(r.value)))
+        assert length == len(value) and value.startswith(r.value) and (r.value == value or 'length' in h)
+    outputs = list(read_outputs(topics.output, line.s.kafka))
+    reasons = [o['quality']['reasons'] for o in outputs]
+    assert {o['patient_id'] for o in outputs} == {'secret-7'}
+    assert all('out-of-range: Resp' in o for o in reasons) and all(o['quality']['indeterminate'] for o in outputs)
+    assert sum('no-key' in o for o in reasons) == 1
+    assert all(o['original_data'] == orjson.loads(good) for o in outputs)
     assert 'secret-7' not in line.text() and '77.125' not in line.text(), 'a log holds counts, no patients'
 
-def test_the_original_way(line, store, rows):
-    "A forest and its scaler by two runs:/ addresses, with the original study's features"
-    df = rows[1].iloc[:300]
-    p = line.start(SEPSIS_MODEL_URI=store['forest'], SEPSIS_MODEL_SCALER_URI=store['scaler'])
-    line.send(df)
-    line.wait(len(df))
-    assert line.stop(p) == 0
-    got = check(line, df, load_scorer(store['forest'], store['scaler'], line.s.tracking_uri, line.s.cache))
-    assert got[0]['model'] == {'name':'RandomForest', 'version':'', 'run_id':store['forest'].split('/')[1]}
-    assert re.search(r'model fits .*scaler=yes classes=\[0, 1\]', line.text())
+def states_end(line):
+    "Partition to the offset behind the last row in a state"
+    ends = dict.fromkeys(line.ends(), 0)
+    for r in read_topic(line.s.topics.state, line.s.kafka):
+        ends[r.partition] = max(ends[r.partition], record_offset(r.value)+1)
+    return ends
 
-def test_another_model_goes_on_with_the_stream(line, store, rows):
-    "A change of features sets states aside and says so; no row is answered twice"
-    df = rows[1].iloc[:400]
+def test_another_model_continues_the_stream(line, store, rows):
+    """A forest and its scaler by two runs:/ addresses, with the original study's features, after the champion:
+    states are set aside, which the log reports, and no row is answered twice"""
+    ids = rows.patient_id.unique()
+    known,new = (rows[rows.patient_id.isin(o)] for o in (ids[:40], ids[40:]))
     p = line.start()
-    line.send(df)
-    line.wait(len(df))
-    p.kill(); p.wait()
-    p = line.start(SEPSIS_MODEL_URI=store['forest'])
-    line.send(rows[1].iloc[400:500])
-    line.wait(500)
-    assert line.stop(p) == 0
-    assert line.count(line.s.topics.output) == 500
+    line.send(known[:400])
+    line.wait(400)
+    until = time.monotonic()+60
+    while states_end(line) != line.ends(): assert time.monotonic() < until
+    line.kill(p) # mostly before the commit, so the rows come again
+    uris = dict(SEPSIS_MODEL_URI=store.forest, SEPSIS_MODEL_SCALER_URI=store.scaler)
+    p = line.start(**uris)
+    line.send(known[400:500])
+    line.send(new[:300])
+    line.wait(800)
+    assert line.stop(p) == 0 and line.count() == 800
     assert re.search(r'states set aside patients=\d+', line.text())
+    assert re.search('model fits .*scaler=yes', line.text())
+    outputs = [o for o in read_outputs(line.s.topics.output, line.s.kafka) if o['patient_id'] in set(ids[40:])]
+    check_rows(outputs, new[:300], load_scorer(*uris.values(), store.uri, store.cache))
+    assert outputs[0]['model'] == {'name':'RandomForest', 'version':'', 'run_id':store.forest.split('/')[1]}
 
-@pytest.mark.parametrize('env,says', [
+WRONG = [
     (dict(SEPSIS_MODEL_URI='models:/sepsis/99'), "model URI 'models:/sepsis/99' cannot be found"),
     (dict(SEPSIS_MODEL_URI='runs:/abc/LightGBM'), "model URI 'runs:/abc/LightGBM' cannot be fetched"),
-    (dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'), 'MLflow server http://127.0.0.1:9 does not answer'),
-    (dict(SEPSIS_TOPICS_INPUT='elsewhere'), 'topics elsewhere do not exist'),
+    (dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'), 'store http://127.0.0.1:9: the server does not answer'),
+    (dict(SEPSIS_TOPICS_INPUT='missing'), 'topics missing do not exist'),
     (dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS='127.0.0.1:9'), 'no Kafka can be used at 127.0.0.1:9'),
-    (dict(SEPSIS_TOPICS_PARTITIONS='four'), "SEPSIS_TOPICS_PARTITIONS is 'four'"),
-], ids=['version', 'run', 'store', 'topics', 'broker', 'settings'])
-def test_says_what_is_wrong(line, env, says):
-    assert line.start(**env).wait(60) != 0
-    assert says in line.text()
-    assert 'Traceback' not in line.text()
+    (dict(SEPSIS_TOPICS_PARTITIONS='four'), "SEPSIS_TOPICS_PARTITIONS is 'four'")]
 
-def test_status_port_is_taken(line, rows):
-    with socket.socket() as taken:
-        taken.bind(('127.0.0.1', 0)); taken.listen()
-        port = taken.getsockname()[1]
-        p = line.start(SEPSIS_WORKER_WEB_PORT=str(port))
-        line.send(rows[1].iloc[:50])
-        line.wait(50)
-        assert line.stop(p) == 0
-    assert f'web port {port} cannot be used' in line.text()
+def test_reports_what_is_wrong(line):
+    "A worker that cannot start ends, and its log has the reason in one line"
+    for p,(env,reason) in [(line.start(**env), (env, reason)) for env,reason in WRONG]:
+        assert p.wait(90) != 0, env
+        text = p.log.read_text()
+        assert reason in text and 'Traceback' not in text, text
 
 def test_stop_ends_without_a_broker(store, rows, tmp_path):
     with Broker(tmp_path/'kafka', cache=load_settings().cache) as broker:
-        line = Line(store, tmp_path, SEPSIS_KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, SEPSIS_WORKER_STOP_S='4')
-        try:
-            create_topics(line.s.kafka, line.s.topics)
+        env = dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, SEPSIS_WORKER_STOP_S='4')
+        with Line(tmp_path/'line', **store.env, **env) as line:
             p = line.start()
-            line.send(rows[1].iloc[:100])
+            line.send(rows[:100])
             line.wait(100)
             broker.kill()
             began = time.monotonic()
             line.stop(p)
             assert time.monotonic()-began < 10
-        finally: line.close()

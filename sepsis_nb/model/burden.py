@@ -6,119 +6,80 @@
 __all__ = ['alert_starts', 'alert_tally', 'onset_and_days', 'stay_alerts', 'lead_times', 'alert_sums', 'burden_metrics',
            'burden_curve']
 
-# %% ../../nbs/model/43_burden.ipynb #f1f836f9
+# %% ../../nbs/model/43_burden.ipynb #burd3n01
 import numpy as np, pandas as pd
-from numba import njit
-from .cohort import labelled_rows, ratio, resample_sums
+from .cohort import labelled_grid, ratio, resample_ends, resample_sums
 from .utility import DT_EARLY, DT_LATE, from_onset
 
 # %% ../../nbs/model/43_burden.ipynb #d3e95f23
-@njit(cache=True)
-def _rising(who, positive, on):
-    out = np.zeros(len(who), np.bool_)
-    for i in range(len(who)):
-        out[i] = positive[i] and not on[who[i]]
-        on[who[i]] = positive[i]
-    return out
-
-def alert_starts(
-    positive:np.ndarray, # (n,) bool
-    stay:np.ndarray,  # (n,) whose row it is; a stay's rows in order of time
-)->np.ndarray:        # (n,) bool: the first row of each run of alerts in a stay
-    "Where an alert begins"
-    code,ids = pd.factorize(np.asarray(stay))
-    return _rising(code, np.asarray(positive, bool), np.zeros(len(ids), bool))
+def alert_starts(positive, stay)->np.ndarray:
+    "(n,) bool: the first row of each run of `positive` rows in a stay, whose rows are in order of time"
+    positive = np.asarray(positive, bool)
+    before = pd.Series(positive).groupby(np.asarray(stay)).shift(fill_value=False)
+    return positive & ~before.to_numpy(bool)
 
 # %% ../../nbs/model/43_burden.ipynb #831d0e65
-@njit(cache=True)
-def alert_tally(who, dt, alert, stays):
-    "(stays, 3) rings, rings inside the rewarded window, rings at or before onset; (stays,) hours from first ring to onset, NaN: none up to the window's end"
-    n,lead = np.zeros((stays, 3)),np.full(stays, np.nan)
-    for i in range(len(who)):
-        if not alert[i]: continue
-        s,d = who[i],dt[i]
-        n[s,0] += 1
-        if d <= DT_LATE:
-            n[s,1] += d >= DT_EARLY
-            n[s,2] += d <= 0
-            if not lead[s] >= -d: lead[s] = -d
+def alert_tally(code, dt, alerts, stays):
+    "(stays, 3) alerts, alerts in the rewarded window, alerts by onset; (stays,) hours from first alert to onset or NaN"
+    code,dt,alerts = (o[alerts > 0] for o in (code, dt, alerts))
+    window,timely = (DT_EARLY <= dt) & (dt <= DT_LATE), dt <= DT_LATE
+    n = np.stack([np.bincount(code, alerts*o, stays) for o in (1, window, dt <= 0)], axis=1)
+    lead = np.full(stays, np.nan)
+    np.fmax.at(lead, code[timely], -dt[timely])
     return n, lead
 
-# %% ../../nbs/model/43_burden.ipynb #75e26026
-def _watched(code, hours):
-    "(stays,) days watched: from first to last row, and the usual gap once more; a single row is an hour"
-    n = np.bincount(code)
-    if hours is None: return n/24
-    g = pd.Series(np.asarray(hours, float)).groupby(code)
-    span = (g.max()-g.min()).to_numpy()
-    return np.where(n > 1, span*n/np.maximum(n-1, 1), 1.)/24
-
-def onset_and_days(label, code, hours):
-    "(n,) hours from onset; and of each stay: septic, onset seen, days watched"
-    stays,first = code.max()+1,np.unique(code, return_index=True)[1]
-    septic = np.bincount(code, label == 1, stays) > 0
-    return from_onset(label, code, hours), septic, septic & (label[first] != 1), _watched(code, hours)
+def onset_and_days(label, grid):
+    "(cells,) hours from onset; and of each stay: septic, onset seen, days observed"
+    first,septic = np.unique(grid.code, return_index=True)[1],np.bincount(grid.code, label == 1) > 0
+    return from_onset(label, grid.code, grid.hour), septic, septic & (label[first] != 1), np.bincount(grid.code)/24
 
 # %% ../../nbs/model/43_burden.ipynb #14500229
 def stay_alerts(
-    label:np.ndarray,           # (n,) 0/1; NaN: unknown
-    alert:np.ndarray,            # (n,) bool: the rows at which the alert rings
-    stay:np.ndarray,            # (n,) whose row it is
-    hours:np.ndarray|None=None, # (n,) h on any clock; None: one hour a row
-)->pd.DataFrame:                # One row a stay in order of appearance
-    "Of each stay: `septic`, `onset_seen`, `days`, `rings`, `window_rings`, `in_time` (rang at or before onset), `in_window`, `lead_time` (h)"
-    code,ids = pd.factorize(np.asarray(stay))
-    dt,septic,seen,days = onset_and_days(np.asarray(label, float), code, hours)
-    n,lead = alert_tally(code, dt, np.asarray(alert, bool), len(ids))
-    return pd.DataFrame(dict(septic=septic, onset_seen=seen, days=days, alerts=n[:,0].astype(int), window_rings=n[:,1].astype(int),
-        in_time=n[:,2] > 0, in_window=n[:,1] > 0, lead_time=np.where(seen, lead, np.nan)), index=pd.Index(ids, name='stay'))
+    label, alert, stay, hour=None, # (n,) as of `evaluate`
+)->pd.DataFrame: # One row a stay with any label, in order of appearance; `in_time`: an alert by onset; `lead_time` in h
+    "Of each stay: sepsis, days, alerts, alerts in the rewarded window, and whether and how early they came"
+    stay = np.asarray(stay)
+    known = pd.unique(stay[np.isin(stay, stay[~np.isnan(np.asarray(label, float))])])
+    g,y = labelled_grid(label, stay, hour)
+    dt,septic,seen,days = onset_and_days(y, g)
+    n,lead = alert_tally(g.code, dt, g.total(alert), len(days))
+    out = dict(septic=septic, onset_seen=seen, days=days, alerts=n[:,0].astype(int), window_alerts=n[:,1].astype(int),
+               in_time=n[:,2] > 0, in_window=n[:,1] > 0, lead_time=np.where(seen, lead, np.nan))
+    return pd.DataFrame(out, index=pd.Index(known, name='stay'))
 
-# %% ../../nbs/model/43_burden.ipynb #5b59472e
-def lead_times(
-    label:np.ndarray,           # (n,) 0/1; NaN: unknown
-    alert:np.ndarray,            # (n,) bool: the rows at which the alert rings
-    stay:np.ndarray,            # (n,) whose row it is
-    hours:np.ndarray|None=None, # (n,) h on any clock; None: one hour a row
-)->pd.Series:                   # Index stay; NaN: no ring up to 3 h after onset
-    "Hours from first ring to onset of each septic stay whose onset was seen"
-    s = stay_alerts(label, alert, stay, hours)
-    return s.lead_time[s.onset_seen]
+def lead_times(label, alert, stay, hour=None)->pd.Series: # Index stay; NaN: no alert up to 3 h after onset
+    "Hours from first alert to onset of each septic stay whose onset was seen; arguments as `stay_alerts`"
+    return stay_alerts(label, alert, stay, hour).query('onset_seen').lead_time
 
 # %% ../../nbs/model/43_burden.ipynb #0de8ab8a
 def alert_sums(n, septic, days):
-    "(stays, 8) what adds up over stays; `n` from `_tally`"
-    rung = n[:,0] > 0
-    return np.stack([days, n[:,0], n[:,1], rung, rung & septic, septic, n[:,2] > 0, n[:,1] > 0], axis=1).astype(float)
+    "(stays, 8) what adds up over stays; `n` from `alert_tally`"
+    alerted = n[:,0] > 0
+    cols = days, n[:,0], n[:,1], alerted, alerted & septic, septic, n[:,2] > 0, n[:,1] > 0
+    return np.stack(cols, axis=1).astype(float)
 
-def burden_metrics(days, alerts, window_rings, rung, rung_septic, septic, in_time, in_window):
-    "Burden and yield from the sums of `_ring_sums`"
-    return dict(alerts_per_patient_day=ratio(alerts, days), alerts_per_100_bed_days=100*ratio(alerts, days), ppv_stay=ratio(rung_septic, rung),
-        ppv_alert=ratio(window_rings, alerts), sensitivity_in_time=ratio(in_time, septic), sensitivity_window=ratio(in_window, septic))
+def burden_metrics(days, alerts, window_alerts, alerted, alerted_septic, septic, in_time, in_window):
+    "Burden, PPV and sensitivity from the sums of `alert_sums`"
+    return dict(alerts_per_patient_day=ratio(alerts, days), alerts_per_100_bed_days=100*ratio(alerts, days),
+        ppv_stay=ratio(alerted_septic, alerted), ppv_alert=ratio(window_alerts, alerts),
+        sensitivity_in_time=ratio(in_time, septic), sensitivity_window=ratio(in_window, septic))
 
 # %% ../../nbs/model/43_burden.ipynb #83452074
-def _cuts(risk, n):
-    "`n` cuts, falling, that from 1 in 10,000 to half of the rows lie at or above"
-    return np.unique(np.quantile(risk, 1-np.geomspace(1e-4, .5, n)))[::-1]
-
 def burden_curve(
-    label:np.ndarray,           # (n,) 0/1; NaN: unknown
-    risk:np.ndarray,            # (n,) predicted risk
-    stay:np.ndarray,            # (n,) whose row it is; a stay's rows in order of time
-    hours:np.ndarray|None=None, # (n,) h; None: one hour a row
-    cuts=40,                    # The cuts to try, or how many quantiles of the risk
-    alert=None,                  # Function from a cut to (n,) bool, the rows that ring; None: rising edges of `risk >= cut`
-    n:int=0,                    # Draws of the ward; 0: no interval
-    seed:int=42,                # Of the draws
-)->pd.DataFrame:                # Index `cut`, falling; alerts per patient-day, precision and sensitivity, with draws `<name>_lo` and `<name>_hi`
-    "What each cut would cost in alerts and warn in time"
-    label,code,hours,risk,row = labelled_rows(label, stay, hours, risk, np.arange(len(label)))
-    cuts = _cuts(risk, cuts) if np.ndim(cuts) == 0 else np.sort(cuts)[::-1]
-    dt,septic,_,days = onset_and_days(label, code, hours)
-    stays = len(days)
-    def rung(c): return _rising(code, risk >= c, np.zeros(stays, bool)) if alert is None else np.asarray(alert(c), bool)[row]
-    sums = np.stack([alert_sums(alert_tally(code, dt, rung(c), stays)[0], septic, days) for c in cuts], axis=2)
-    out = pd.DataFrame(burden_metrics(*sums.sum(0)), index=pd.Index(cuts, name='cut'))
+    label, risk, stay, hour=None, # As in `stay_alerts`
+    thresholds=40, # To try, or how many quantiles of the risk, from 1 in 10,000 rows to half of them
+    alert_at=None, # Function from a threshold to (n,) bool, the alerts; None: starts of `risk >= threshold`
+    n=0, seed=42,  # Resamples; 0: no interval
+)->pd.DataFrame:   # Index `threshold`, falling; burden, PPV, sensitivity; with resamples `<name>_lo`, `<name>_hi`
+    "What each threshold would cost in alerts and warn in time"
+    if np.ndim(thresholds) == 0: thresholds = np.unique(np.quantile(risk, 1-np.geomspace(1e-4, .5, thresholds)))
+    thresholds = np.sort(thresholds)[::-1]
+    alert_at = alert_at or (lambda t: alert_starts(np.asarray(risk) >= t, stay))
+    g,y = labelled_grid(label, stay, hour)
+    dt,septic,_,days = onset_and_days(y, g)
+    tallies = [alert_tally(g.code, dt, g.total(alert_at(t)), len(days))[0] for t in thresholds]
+    sums = np.stack([alert_sums(n, septic, days) for n in tallies], axis=2)
+    out = pd.DataFrame(burden_metrics(*sums.sum(0)), index=pd.Index(thresholds, name='threshold'))
     if not n: return out
-    d = resample_sums(sums, lambda s: np.stack(list(burden_metrics(*s).values())), n, seed)
-    for i,name in enumerate(out.columns.tolist()): out[f'{name}_lo'],out[f'{name}_hi'] = np.nanquantile(d[:,i], [.025, .975], axis=0)
-    return out
+    lo,hi = resample_ends(resample_sums(sums, lambda s: np.stack(list(burden_metrics(*s).values())), n, seed))
+    return out.assign(**{f'{name}_{end}':v[i] for i,name in enumerate(out) for end,v in (('lo', lo), ('hi', hi))})

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['log', 'Calibration', 'fit_calibration', 'TrainingRange', 'count_outside', 'names_outside', 'conformal_limit',
-           'fit_training_range', 'from_dict']
+           'fit_training_range', 'to_dict', 'from_dict']
 
-# %% ../../nbs/model/30_risk.ipynb #827283e0
+# %% ../../nbs/model/30_risk.ipynb #r1sk01
 import logging, math, numpy as np, pandas as pd
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from numba import njit
 
-# %% ../../nbs/model/30_risk.ipynb #81569969
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/model/30_risk.ipynb #ab5c5b31
@@ -23,17 +22,14 @@ def _recalibrate(p, slope, intercept, out):
         if not 0. < q < 1.: out[i] = q
         else: out[i] = 1./(1.+math.exp(-(intercept+slope*(math.log(q)-math.log1p(-q)))))
 
-# %% ../../nbs/model/30_risk.ipynb #4e88f3f9
 @dataclass(frozen=True)
 class Calibration:
     "Recalibration of log-odds: p' = sigmoid(intercept + slope·logit(p)); the default changes nothing"
     slope:float = 1.     # < 1 pulls overconfident risks together
     intercept:float = 0. # < 0 lowers all risks
-
     def __post_init__(self):
-        if not (0 < self.slope < np.inf and abs(self.intercept) < np.inf): raise ValueError(
-            f'calibration with slope {self.slope} and intercept {self.intercept}: expected a finite slope above 0 and a finite intercept')
-
+        if not (0 < self.slope < np.inf and abs(self.intercept) < np.inf):
+            raise ValueError(f'{self}: expected a finite slope above 0 and a finite intercept')
     def apply(self, p): # p: (n,) raw probabilities; 0, 1 and NaN stay what they are
         "(n,) calibrated risks; the very same numbers if this is the identity"
         p = np.asarray(p, float)
@@ -43,51 +39,47 @@ class Calibration:
         return out
 
 # %% ../../nbs/model/30_risk.ipynb #9623e102
-def fit_calibration(
-    label:np.ndarray,             # (n,) 0/1 of held-out rows; NaN: unknown, left out
-    p:np.ndarray,                 # (n,) the model's raw probabilities
-    weight:np.ndarray|None=None,  # (n,) weight of each row; None: all count alike
-)->Calibration:
+def fit_calibration(label, p)->Calibration: # (n,) 0/1 of held-out rows, NaN: left out; (n,) raw probabilities
     "Calibration on patients that the model was not fitted on; the identity, with a warning, where that cannot be"
     from sklearn.linear_model import LogisticRegression
     label,p = np.asarray(label, float), np.clip(np.asarray(p, float), 1e-9, 1-1e-9)
-    use = ~np.isnan(label) & ~np.isnan(p)
-    if len(set(label[use])) < 2:
-        log.warning('no calibration: the held-out rows have labels of one class only; risks stay as the model gives them')
-        return Calibration()
-    z = np.log(p[use])-np.log1p(-p[use])
-    m = LogisticRegression(C=np.inf, tol=1e-8).fit(z[:,None], label[use], None if weight is None else np.asarray(weight, float)[use])
-    slope,intercept = float(m.coef_[0,0]), float(m.intercept_[0])
-    if slope > 0: return Calibration(slope, intercept)
-    log.warning('no calibration: slope %.3f on held-out rows, so higher scores are no higher risks; they stay as the model gives them', slope)
+    use,why = ~np.isnan(label) & ~np.isnan(p), 'labels of one class only'
+    if len(set(label[use])) > 1:
+        z = np.log(p[use])-np.log1p(-p[use])
+        m = LogisticRegression(C=np.inf, tol=1e-8).fit(z[:,None], label[use])
+        slope = float(m.coef_[0,0])
+        why = f'a slope of {slope:.3f}, so that higher scores are no higher risks'
+        if slope > 0: return Calibration(slope, float(m.intercept_[0]))
+    log.warning('no calibration: the held-out rows have %s; risks stay as they are', why)
     return Calibration()
 
 # %% ../../nbs/model/30_risk.ipynb #dd9bf27c
 @dataclass(frozen=True)
 class TrainingRange:
-    "Ranges of the training rows, and how many values of a row may lie outside them"
+    "Applicability domain: ranges of the training rows, and how many values of a row may lie outside them"
     names:tuple      # Features that are checked
     lo:tuple         # Lowest usual value of each
     hi:tuple         # Highest usual value of each
-    cut:int          # A row with more values outside than this is not the model's to judge
+    most_outside:int # A row with more values outside than this is outside the training range
     epsilon:float    # Share of new patients' rows that may be flagged where the model was trained
-    patients:int = 0 # Calibration patients behind `cut`
-
+    patients:int = 0 # Calibration patients behind `most_outside`
     def __post_init__(self):
         for o in ('names', 'lo', 'hi'): object.__setattr__(self, o, tuple(getattr(self, o)))
-        if not len(self.names) == len(self.lo) == len(self.hi): raise ValueError(
-            f'support of {len(self.names)} features with {len(self.lo)} lower and {len(self.hi)} upper limits')
-        if not all(a <= b for a,b in zip(self.lo, self.hi)): raise ValueError('support: a lower limit is above its upper limit, or missing')
+        if not len(self.names) == len(self.lo) == len(self.hi):
+            raise ValueError(f'training range of {len(self.names)} features with {len(self.lo)} lower '
+                             f'and {len(self.hi)} upper limits')
+        if not all(a <= b for a,b in zip(self.lo, self.hi)):
+            raise ValueError('training range: a lower limit is above its upper limit, or missing')
 
 # %% ../../nbs/model/30_risk.ipynb #bfbfa0a2
 @lru_cache
 def _places(names, columns):
     "Where the checked features are among the columns"
-    at = {n:i for i,n in enumerate(columns)}
-    if gone := [n for n in names if n not in at]: raise ValueError(f'support checks {", ".join(gone[:3])}, which the rows do not have; fit it on the same features')
-    return np.array([at[n] for n in names], np.int64)
+    gone = [n for n in names if n not in columns]
+    if gone: raise ValueError(f'training range checks {", ".join(gone[:3])}, which the rows do not have; '
+                              'fit it on the same features')
+    return np.array([columns.index(n) for n in names], np.int64)
 
-# %% ../../nbs/model/30_risk.ipynb #1c6f3743
 @njit(cache=True)
 def _outside(X, at, lo, hi, out):
     for i in range(len(X)):
@@ -98,29 +90,19 @@ def _outside(X, at, lo, hi, out):
         out[i] = n
 
 # %% ../../nbs/model/30_risk.ipynb #91bef199
-def count_outside(
-    support:TrainingRange,
-    X:np.ndarray,         # (n, columns) features
-    columns:tuple=None,   # Their names; None: just those that are checked, in order
-)->np.ndarray:            # (n,) int; more than `support.cut`: flagged
-    "How many checked features of each row lie outside the training rows' ranges"
-    X,out = np.asarray(X), np.empty(len(X), np.int64)
-    at = _places(support.names, support.names if columns is None else tuple(columns))
-    _outside(X, at, np.array(support.lo, float), np.array(support.hi, float), out)
+def count_outside(limits, X, columns): # X: (n, columns) features; columns: their names
+    "(n,) int: how many checked features of each row lie outside the training rows' ranges"
+    X,out,at = np.asarray(X), np.empty(len(X), np.int64), _places(limits.names, tuple(columns))
+    _outside(X, at, np.array(limits.lo, float), np.array(limits.hi, float), out)
     return out
 
-# %% ../../nbs/model/30_risk.ipynb #45cb079a
-def names_outside(support, x, columns=None): # x: (columns,) one row
+def names_outside(limits, x, columns): # x: (columns,) one row
     "Names of the checked features of one row that lie outside"
-    x = np.asarray(x)[_places(support.names, support.names if columns is None else tuple(columns))]
-    return [n for n,v,a,b in zip(support.names, x, support.lo, support.hi) if v < a or v > b]
+    x = np.asarray(x)[_places(limits.names, tuple(columns))].tolist()
+    return [n for n,v,a,b in zip(limits.names, x, limits.lo, limits.hi) if v < a or v > b]
 
 # %% ../../nbs/model/30_risk.ipynb #b481da35
-def conformal_limit(
-    count:np.ndarray, # (n,) int, nonconformity of calibration rows
-    stay:np.ndarray,  # (n,) whose row it is
-    epsilon:float,    # Share of a new patient's rows that may lie above
-)->int|None:          # None: too few patients to promise that
+def conformal_limit(count, stay, epsilon)->int|None: # count: (n,) int of calibration rows; None: too few patients
     "Smallest count that at most `epsilon` of a new patient's rows exceed, patients being exchangeable"
     who = pd.factorize(np.asarray(stay))[0]
     n = np.bincount(who)
@@ -130,31 +112,43 @@ def conformal_limit(
 
 # %% ../../nbs/model/30_risk.ipynb #a2610ae3
 def fit_training_range(
-    X:np.ndarray,           # (n, columns) features of training rows
-    columns:tuple,          # Their names
-    calib_X:np.ndarray,     # (m, columns) features of rows of patients not in `X`
-    calib_stay:np.ndarray,  # (m,) whose row it is
-    check:tuple|None=None,  # Names of the features to check; None: all
-    epsilon:float=.01,      # Share of rows that may be flagged at home
-    tail:float=.001,        # Share of training rows beyond each limit
+    X:np.ndarray,          # (n, columns) features of training rows
+    columns:tuple,         # Their names
+    calib_X, calib_stay,   # (m, columns) of patients not in `X`; (m,) whose row it is
+    epsilon:float=.01,     # Share of rows that may be flagged at home
+    tail:float=.001,       # Share of training rows beyond each limit
 )->TrainingRange:
-    "Ranges from training rows, the limit from other patients; too few of them for `epsilon`: nothing is ever flagged, with a warning"
-    X,columns = np.asarray(X), tuple(columns)
+    "Ranges of training rows, limit of other patients; too few of these for `epsilon`: no row is flagged, and a warning"
     ranges = {}
-    for n in columns if check is None else check:
-        x = X[:,columns.index(n)]
-        if len(x := x[np.isfinite(x)]): ranges[n] = tuple(np.quantile(x.astype(float), [tail, 1-tail]).tolist())
-    s = TrainingRange(tuple(ranges), [o[0] for o in ranges.values()], [o[1] for o in ranges.values()], len(ranges), epsilon, len(set(np.asarray(calib_stay).tolist())))
-    cut = conformal_limit(count_outside(s, calib_X, columns), calib_stay, epsilon)
-    if cut is None: log.warning('support: %d calibration patients cannot promise epsilon=%g, which takes %d; no row will be flagged', s.patients, epsilon, math.ceil(1/epsilon)-1)
-    return s if cut is None else TrainingRange(s.names, s.lo, s.hi, cut, epsilon, s.patients)
+    for n,x in zip(columns, np.asarray(X).T):
+        if len(x := x[np.isfinite(x)]): ranges[n] = np.quantile(x.astype(float), [tail, 1-tail]).tolist()
+    lo,hi = zip(*ranges.values()) if ranges else ((), ())
+    patients = len(np.unique(calib_stay))
+    open_ended = TrainingRange(ranges, lo, hi, len(ranges), epsilon, patients)
+    most = conformal_limit(count_outside(open_ended, calib_X, columns), calib_stay, epsilon)
+    if most is not None: return replace(open_ended, most_outside=most)
+    log.warning('training range: %d calibration patients cannot ensure epsilon=%g, which takes %d; '
+                'no row will be flagged', patients, epsilon, math.ceil(1/epsilon)-1)
+    return open_ended
 
 # %% ../../nbs/model/30_risk.ipynb #602d86af
-def from_dict(
-    kind:type,  # `Calibration`, `Support` or `Policy`
-    d:dict,     # As `asdict` gives it, maybe through JSON
-):
-    "An object of `kind` from its JSON form; `ValueError` says what does not fit"
-    if not isinstance(d, dict): raise ValueError(f'{kind.__name__.lower()} is a {type(d).__name__}, expected a JSON object')
-    try: return kind(**d)
-    except TypeError as e: raise ValueError(f'{kind.__name__.lower()} cannot be read ({str(e).replace("__init__() ", "")}); it was written by another version of the package') from None
+# field to its key in a contract and in metrics_json; the last three are of the policy's evidence
+_KEYS = dict(most_outside='cut', alert_threshold='on', clear_threshold='off', ppv='precision', ppv_lo='precision_lo',
+             sensitivity='caught')
+
+def _renamed(d, names):
+    "A dict, and the dicts in it, under other keys"
+    return {names.get(k, k):_renamed(v, names) if isinstance(v, dict) else v for k,v in d.items()}
+
+def to_dict(o): # A `Calibration`, `TrainingRange` or `Policy`
+    "The object under the keys of a contract"
+    return _renamed(asdict(o), _KEYS)
+
+def from_dict(kind, d):
+    "An object of `kind` from what `to_dict` gave, maybe through JSON; `ValueError` says what does not fit"
+    name = kind.__name__.lower()
+    if not isinstance(d, dict): raise ValueError(f'{name} is a {type(d).__name__}, expected a JSON object')
+    try: return kind(**_renamed(d, {key:field for field,key in _KEYS.items()}))
+    except TypeError as e:
+        raise ValueError(f'{name} cannot be read ({str(e).replace("__init__() ", "")}); '
+                         'it was written by another version of the package') from None
