@@ -11,6 +11,7 @@ __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', '
 import numpy as np, pandas as pd
 from collections import namedtuple
 from fastcore.basics import patch
+from itertools import zip_longest
 from numba import njit
 
 from .rows.derived import BEDSIDE, COUNTS, GASES, LABS, SCORES, sources
@@ -40,7 +41,7 @@ def _rules(d, last):
             for k,part in enumerate(SCORES[d]) for name,edges,points in part]
 
 def _pad(rows, fill): # rows of unequal length as one array
-    return np.array(pd.DataFrame([*rows]).fillna(fill), float, order='C')
+    return np.array([*zip_longest(*rows, fillvalue=fill)], float).reshape(-1, max(len(rows), 1)).T.copy()
 
 # %% ../nbs/01_features.ipynb #787981ef
 # signals: where blocks and ring buffers begin, how long the buffers are; a new state; windows and what is asked of
