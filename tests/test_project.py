@@ -131,6 +131,12 @@ def test_ruff():
     r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
     assert not r.returncode, r.stdout[-3000:]
 
+def test_types():
+    "Calls fit the signatures; see [tool.ty.rules] for what is left out"
+    cmd = [str(Path(sys.executable).parent/'ty'), 'check', 'sepsis_nb']
+    r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
+    assert not r.returncode, r.stdout[-3000:]
+
 @pytest.mark.parametrize('page', ['02_train', 'original_study'])
 def test_parameters_are_tagged(page):
     cells = nbformat.read(NBS/f'{page}.ipynb', 4).cells
