@@ -85,7 +85,7 @@ def demo(s, patients=200, data='sample', **job): # patients: held out and stream
         create_topics(s.kafka, s.topics)
         say(f'{broker.text}\nTraining on {seen.patient_id.nunique():,} patients'
             f'{" (PhysioNet/CinC Challenge 2019, set A)" if data == "sample" else ""} ...')
-        job = dict(folds=3) | job | dict(data=str(folder/'train.parquet'))
+        job = dict(folds=3, models='LightGBM,RandomForest') | job | dict(data=str(folder/'train.parquet'))
         _,html = run_training(job, replace(s, paths=replace(s.paths, reports=str(folder))))
         scorer = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
         policy = f'no alerts: {scorer.policy.why}' if scorer.policy.never else f'alert from {scorer.threshold:.3f}'
