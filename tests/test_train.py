@@ -104,13 +104,17 @@ def test_seed_model_and_scaler_load_by_their_uris(there, seed, tmp_path):
     p = s.predict(extract(read(there.home/'p1.csv').head(50), s.spec).to_numpy())
     assert p.shape == (50, 2) and np.allclose(p.sum(1), 1)
 
-def test_what_mlflow_keeps_of_the_original_study(there, seed):
+def logged(there, found, name, searched, metric): # found: metrics of a run; name: a model, with what must be in its run
+    "Client, id of the whole job's run, and the paths of its artifacts"
     client = mlflow.MlflowClient(there.tracking_uri, there.tracking_uri)
-    run = client.get_run(seed['models']['XGBoost']['run_id'])
-    assert run.info.run_name == 'XGBoost' and 'grid.max_depth' in run.data.params
-    assert run.data.metrics['f1'] == seed['models']['XGBoost']['f1']
+    run = client.get_run(found['models'][name]['run_id'])
+    assert run.info.run_name == name and f'grid.{searched}' in run.data.params
+    assert run.data.metrics[metric] == found['models'][name][metric]
     parent = run.data.tags['mlflow.parentRunId']
-    names = {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
+    return client, parent, {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
+
+def test_what_mlflow_keeps_of_the_original_study(there, seed):
+    client,parent,names = logged(there, seed, 'XGBoost', 'max_depth', 'f1')
     assert {'report.html', 'figures/splits.png', 'figures/importance.png', 'tables/splits.csv', 'tables/search.csv',
             'spec.json'} <= names
     splits = pd.read_csv(client.download_artifacts(parent, 'tables/splits.csv'), index_col=0)
@@ -143,12 +147,7 @@ def test_gate_compares_runs(patient):
     with pytest.raises(ValueError, match='train both on the same'): gate(patient, other)
 
 def test_what_mlflow_keeps(there, patient):
-    client = mlflow.MlflowClient(there.tracking_uri, there.tracking_uri)
-    run = client.get_run(patient['models']['LightGBM']['run_id'])
-    assert run.info.run_name == 'LightGBM' and 'grid.num_leaves' in run.data.params
-    assert run.data.metrics['auroc'] == patient['models']['LightGBM']['auroc']
-    parent = run.data.tags['mlflow.parentRunId']
-    names = {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
+    client,parent,names = logged(there, patient, 'LightGBM', 'num_leaves', 'auroc')
     assert {'report.html', 'model_card.md', 'spec.json', 'figures/utility.png', 'figures/importance.png',
             'figures/burden.png'} <= names
     assert {f'tables/{t}.csv' for t in ('search', 'baselines', 'external', 'subgroups')} <= names

@@ -31,7 +31,7 @@ def alert_tally(code, dt, alerts, stays):
 def onset_and_days(label, grid):
     "(cells,) hours from onset; and of each stay: septic, onset seen, days observed"
     first,septic = np.unique(grid.code, return_index=True)[1],np.bincount(grid.code, label == 1) > 0
-    return from_onset(label, grid.code, grid.hour), septic, septic & (label[first] != 1), np.bincount(grid.code)/24
+    return from_onset(label, grid.code, grid.hour), septic, septic & (label[first] != 1), grid.days()
 
 # %% ../../nbs/model/43_burden.ipynb #14500229
 def stay_alerts(

@@ -88,5 +88,5 @@ def decision_curve(
     if stay is None or not n: return out
     d = resample_sums(sums, lambda s: _benefit(s, at), n, seed)
     d = np.concatenate([d, (d[:,0]-np.maximum(d[:,1], 0))[:,None]], axis=1)
-    (lo,all_lo,gain_lo),(hi,all_hi,gain_hi) = np.quantile(d, [.025, .975], axis=0)
+    (lo,all_lo,gain_lo),(hi,all_hi,gain_hi) = resample_ends(d)
     return out.assign(lo=lo, hi=hi, all_lo=all_lo, all_hi=all_hi, gain_lo=gain_lo, gain_hi=gain_hi)

@@ -55,6 +55,10 @@ def total(self:HourlyGrid, x):
     out = np.zeros(len(self.rows))
     out[self.first] = np.bincount(self.cell, np.asarray(x, float)[self.order])
     return out if self.kept is None else out[self.kept]
+@patch
+def days(self:HourlyGrid):
+    "(stays,) days observed, in order of appearance: whole hours from the first to the last, both included"
+    return np.bincount(self.code)/24
 
 # %% ../../nbs/model/40_cohort.ipynb #c0h0rt09
 def in_force(stay, hour):
@@ -63,8 +67,8 @@ def in_force(stay, hour):
     return np.ones(len(stay), bool) if rows is None else np.bincount(rows, minlength=len(stay)) > 0
 
 def patient_days(stay, hour=None):
-    "(stays,) days observed, in order of appearance: whole hours from the first to the last, both included"
-    return np.bincount(HourlyGrid(stay, hour).code)/24
+    "`HourlyGrid.days` of rows"
+    return HourlyGrid(stay, hour).days()
 
 # %% ../../nbs/model/40_cohort.ipynb #167d7170
 def labelled_grid(

@@ -16,12 +16,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typing import NamedTuple
 from ..features import FAMILIES, Feature, FeatureSpec, SPECS, extract, over
-from .cohort import HourlyGrid, ranking
+from .cohort import ranking
 from .gate import paired
 from .kinds import KINDS, in_threads
 from .metrics import Cohort, evaluate
 from .stays import Stays, sample_weights
-from .utility import row_utility
+from .utility import grid_utility
 
 # %% ../../nbs/model/52_compare.ipynb #7ae1bdb6
 QUICK = KINDS['LightGBM'].start | dict(bags=1, n_estimators=100, num_leaves=8, learning_rate=.12, colsample_bytree=.15)
@@ -96,7 +96,7 @@ def cross_fit(plans:list, stays:Stays, seed=42, progress=lambda it, **kw: it)->l
 # %% ../../nbs/model/52_compare.ipynb #353ce960
 def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # (n,) bool; fold, r: (n,) fold and held-out risk of each row
     "Which rows are positive at the threshold with the highest utility on the other folds"
-    u,grid,out = row_utility(*stays.of()), HourlyGrid(stays.stay, stays.hour), np.zeros(len(r), bool)
+    (grid,u),out = grid_utility(*stays.of()), np.zeros(len(r), bool)
     order,ends = ranking(grid.take(r)) # equal risks are positive together
     s,f,gain = grid.take(r)[order], grid.take(fold)[order], (u[:,1]-u[:,0])[order]
     for i in range(fold.max()+1):

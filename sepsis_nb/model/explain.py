@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from .kinds import KINDS, fit_model, raw_risk
 from .search import Outcome
 from .stays import Stays
-from .utility import DT_EARLY, DT_OPTIMAL
+from .utility import DT_EARLY, from_onset
 
 # %% ../../nbs/model/51_explain.ipynb #b6a781da
 def importance(X, y, names, weight, check, top=12, repeats=3, seed=42)->pd.DataFrame: # weight, check: (n,)
@@ -66,8 +66,7 @@ def contribution_table(contrib, x, names)->pd.DataFrame: # Index feature; `contr
 # %% ../../nbs/model/51_explain.ipynb #fb4f1ab9
 def explained_row(hours, risk, alert, label)->int: # (k,) each, of one stay
     "Which row to explain: the first alert near onset, else the first alert, else the highest risk (near onset)"
-    septic,alert = np.asarray(label) == 1, np.asarray(alert, bool)
-    dt = hours-hours[septic].min()+DT_OPTIMAL if septic.any() else np.full(len(hours), np.nan)
+    dt,alert = from_onset(np.asarray(label), np.zeros(len(hours), int), hours), np.asarray(alert, bool)
     near = (dt >= DT_EARLY) & (dt <= 0)
     for k in (alert & near, alert):
         if k.any(): return int(k.argmax())

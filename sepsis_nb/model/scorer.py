@@ -49,11 +49,17 @@ def __str__(self:Scorer):
             f"calibrated={yes(self.calibration != Calibration())} training_range={yes(self.training_range)} {alerts}")
 
 # %% ../../nbs/model/62_scorer.ipynb #40a12b85
+def _limits(spec, limits, X):
+    "Of each row: needs that are missing, (n, needs) bool; values outside, (n,) int; whether these are too many"
+    lacking = missing_needs(spec, X)
+    if limits is None: return lacking, np.zeros(len(X), int), np.zeros(len(X), bool)
+    count = count_outside(limits, X, spec.names)
+    return lacking, count, count > limits.most_outside
+
 def indeterminate_rows(spec, training_range, X)->np.ndarray: # training_range: None: no row is outside
     "(n,) bool: rows of the features `X` whose risk must not be used"
-    lacking = missing_needs(spec, X).any(1)
-    if training_range is None: return lacking
-    return lacking | (count_outside(training_range, X, spec.names) > training_range.most_outside)
+    lacking,_,outside = _limits(spec, training_range, X)
+    return lacking.any(1) | outside
 
 class Assessed(NamedTuple):
     "What limits the use of each row's risk"
@@ -64,17 +70,14 @@ class Assessed(NamedTuple):
 def assess(self:Scorer, X, out_of_range=None)->Assessed: # X: (n, features); out_of_range: (n, signals) bool
     "Which rows are indeterminate, and why; `out_of_range` None: it is not known which values were"
     spec,limits,reasons = self.spec, self.training_range, [[] for _ in X]
-    indeterminate,outside = indeterminate_rows(spec, limits, X), np.zeros(len(X), bool)
-    rows = np.flatnonzero(indeterminate)
-    lacking,mask = missing_needs(spec, X[rows]), () if out_of_range is None else out_of_range
-    for r,j in np.argwhere(mask).tolist(): reasons[r].append(f'out-of-range: {spec.signals[j]}')
-    for i,j in np.argwhere(lacking).tolist(): reasons[rows[i]].append(f'missing: {spec.needs[j]}')
-    for r,n in zip(rows.tolist(), count_outside(limits, X[rows], spec.names).tolist() if limits else ()):
-        if n <= limits.most_outside: continue
-        names = ', '.join(names_outside(limits, X[r], spec.names)[:3] + ['…']*(n > 3))
-        reasons[r].append(f'outside-training: {n} values, at most {limits.most_outside} expected ({names})')
-        outside[r] = True
-    return Assessed(indeterminate, outside, reasons)
+    lacking,count,outside = _limits(spec, limits, X)
+    for r,j in np.argwhere(() if out_of_range is None else out_of_range).tolist():
+        reasons[r].append(f'out-of-range: {spec.signals[j]}')
+    for r,j in np.argwhere(lacking).tolist(): reasons[r].append(f'missing: {spec.needs[j]}')
+    for r in np.flatnonzero(outside).tolist():
+        names = ', '.join(names_outside(limits, X[r], spec.names)[:3] + ['…']*(int(count[r]) > 3))
+        reasons[r].append(f'outside-training: {count[r]} values, at most {limits.most_outside} expected ({names})')
+    return Assessed(lacking.any(1) | outside, outside, reasons)
 
 # %% ../../nbs/model/62_scorer.ipynb #a55e0006
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DT_EARLY', 'DT_OPTIMAL', 'DT_LATE', 'MAX_U_TP', 'MIN_U_FN', 'U_FP', 'U_TN', 'hourly_utility', 'from_onset',
-           'utility_at', 'row_utility', 'stay_utility', 'utility', 'threshold_curve', 'best_threshold']
+           'utility_at', 'grid_utility', 'stay_utility', 'utility', 'threshold_curve', 'best_threshold']
 
 # %% ../../nbs/model/41_utility.ipynb #u7ility01
 import numpy as np, pandas as pd
@@ -37,19 +37,19 @@ def utility_at(label, dt):
     "(n, 2) `hourly_utility`, and 0 where there is no label"
     return np.where(np.isnan(label)[:,None], 0., hourly_utility(dt))
 
-def row_utility(label, stay, hour=None)->np.ndarray: # (n,) as of `labelled_grid`
-    "(cells, 2) utility of silence and of an alert in each hour of the grid; `ValueError` if lengths differ"
+def grid_utility(label, stay, hour=None)->tuple: # (n,) as of `labelled_grid`
+    "`HourlyGrid`, and (cells, 2) utility of silence and of an alert in its hours; `ValueError` if lengths differ"
     if len(stay) != len(label): raise ValueError(f'{len(label)} labels but {len(stay)} stays; pass one of each a row')
     g = HourlyGrid(stay, hour)
     y = g.label(label)
-    return utility_at(y, from_onset(y, g.code, g.hour))
+    return g, utility_at(y, from_onset(y, g.code, g.hour))
 
 # %% ../../nbs/model/41_utility.ipynb #28fc7a60
 def stay_utility(label, positive, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
     "`observed`, `best`, `silent` utility of each stay, in order of appearance; `ValueError` if lengths differ"
     if len(positive) != len(label): raise ValueError(
         f'{len(label)} labels but {len(positive)} decisions; pass one of each a row')
-    u,g = row_utility(label, stay, hour),HourlyGrid(stay, hour)
+    g,u = grid_utility(label, stay, hour)
     observed = np.where(g.take(np.asarray(positive, bool)), u[:,1], u[:,0])
     sums = pd.DataFrame(dict(observed=observed, best=u.max(1), silent=u[:,0])).groupby(g.code).sum()
     return sums.set_axis(pd.unique(np.asarray(stay)))
@@ -64,7 +64,8 @@ def utility(label, positive, stay, hour=None)->float: # 1: best possible, 0: as 
 # %% ../../nbs/model/41_utility.ipynb #da6cb30a
 def threshold_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
     "`threshold` falling, `gain` over silence (plain sum), `alerted` share of hours, those at `risk >= threshold`"
-    u,risk = row_utility(label, stay, hour), HourlyGrid(stay, hour).take(np.asarray(risk, float))
+    g,u = grid_utility(label, stay, hour)
+    risk = g.take(np.asarray(risk, float))
     order,ends = ranking(risk)
     gain,top = np.cumsum((u[:,1]-u[:,0])[order]),max(1., risk[order[0]])
     curve = pd.DataFrame(dict(threshold=risk[order][ends], gain=gain[ends], alerted=(ends+1)/len(risk)))

@@ -10,8 +10,9 @@ import numpy as np, pandas as pd
 from functools import lru_cache
 from types import SimpleNamespace
 from ..data import read
-from ..features import SPECS, fold_table, missing_needs
+from ..features import SPECS, fold_table
 from ..model.policy import choose_policy, table_alerts
+from ..model.scorer import indeterminate_rows
 from ..model.utility import best_threshold
 
 # %% ../../nbs/prove/01_examples.ipynb #e8amples05
@@ -60,7 +61,7 @@ def scored_example(stays=600)->SimpleNamespace: # the first of the sample
     e = SimpleNamespace(df=df, X=X, names=list(spec.names), y=y, stay=stay, hour=hour, half=stay%2,
                         septic=np.bincount(stay, y == 1) > 0)
     e.models,e.risk = held_out_risk(e)
-    e.threshold,e.indeterminate = best_threshold(y, e.risk, stay, hour),missing_needs(spec, X).any(1)
+    e.threshold,e.indeterminate = best_threshold(y, e.risk, stay, hour),indeterminate_rows(spec, None, X)
     e.positive = e.risk >= e.threshold
     e.policy,_ = choose_policy(y, e.risk, stay, hour, e.indeterminate, budget=.5, floor=.1)
     e.alert = table_alerts(e.policy, stay, hour, 0, e.risk, e.indeterminate)
