@@ -2,6 +2,7 @@
 # make test   every notebook and every test, against a real broker
 # make lab    JupyterLab on the notebooks
 # make page   for authors: export, write README.md from nbs/index.ipynb, clean the notebooks
+# make reports DATA=training_setA.zip  the published reports anew, on an idle machine, in two hours
 # make sample DATA=training_setA.zip   draw the shipped sample again from the full set
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -15,7 +16,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test lab page sample env
+.PHONY: demo test lab page reports sample env
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -26,12 +27,24 @@ test: $(VENV)/.ready
 	@OMP_WAIT_POLICY=passive pytest -q -n 3 --dist worksteal
 
 lab: $(VENV)/.ready
-	@jupyter lab nbs
+	@jupyter lab --LabApp.default_url=/lab/tree/nbs/index.ipynb
 
 env: $(VENV)/.ready
 
 page: $(VENV)/.ready
-	@nbdev-export && python .ci/readme.py && nbdev-clean
+	@nbdev-export && python .ci/readme.py && python .ci/clean.py nbs
+
+# Runs of one's own go to reports/local, which git ignores; only this writes the published ones.
+PROVE := papermill --cwd nbs/prove --no-progress-bar
+reports: $(VENV)/.ready
+	@test -f "$(DATA)" || { echo "Name set A of the Challenge 2019: make reports DATA=training_setA.zip"; exit 1; }
+	@SEPSIS_PATHS_REPORTS=reports sepsis train -p data "$(abspath $(DATA))" -p metrics_json reports/02_train.json
+	@$(PROVE) nbs/prove/21_benchmarks.ipynb reports/30_benchmarks.ipynb -p quick False -p rounds 3 -p rows 30000
+	@$(PROVE) nbs/prove/32_chaos.ipynb reports/31_chaos.ipynb -p data "$(abspath $(DATA))" -p rows 150000 -p rate 500 \
+	  -p kills 20 -p stops 3 -p broker_kills 5 -p rebalances 5 -p zombies 3 -p pause_s 3 -p soak_s 1200 -p soak_rate 200 \
+	  -p soak_longest_s 60 -p bound_s 45
+	@$(PROVE) nbs/prove/40_scale.ipynb reports/32_scale.ipynb -p quick False
+	@jupyter nbconvert --to html --no-input reports/3?_*.ipynb && rm reports/*.ipynb
 
 sample: $(VENV)/.ready
 	@python -c "from sepsis_nb.data import build_sample; print(build_sample('$(DATA)'))"
@@ -52,4 +65,5 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@python -c "import lightgbm" || { echo "LightGBM cannot be loaded; on Debian and Ubuntu: apt-get install libgomp1"; exit 1; }
 	@echo "Compiling the feature fold once ..."
 	@python -c "from sepsis_nb.features import warm_up; warm_up()"
+	@git rev-parse --git-dir >/dev/null 2>&1 && git config filter.notebook.clean "$(BIN)/python .ci/clean.py" || true
 	@touch $@

@@ -6,9 +6,11 @@
 __all__ = ['is_expected', 'Group', 'main', 'add_command', 'broker', 'topics']
 
 # %% ../nbs/06_cli.ipynb #ff9243a8
-import click, json, logging, os, shutil, signal, socket, subprocess, sys
+import click, json, logging, os, shutil, signal, socket, subprocess, sys, time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from .settings import find_settings, load_settings
 
 # %% ../nbs/06_cli.ipynb #cc372785
@@ -112,7 +114,8 @@ def _produce(paths, **options):
 @click.option('--timeout', type=float, help='End when nothing came for this many seconds.')
 def _consume(topic, from_beginning, unique, most, timeout):
     "Print the values of a topic, a line each, until Ctrl-C. What is not text is shown escaped."
-    from sepsis_nb.stream.kafka import Outputs, read_topic
+    from sepsis_nb.stream.kafka import read_topic
+    from sepsis_nb.stream.outputs import Outputs
     with closing(read_topic(topic, load_settings().kafka, from_beginning, timeout, follow=True)) as records:
         outs = Outputs(records)
         try:
@@ -122,6 +125,32 @@ def _consume(topic, from_beginning, unique, most, timeout):
         finally:
             text = f'{outs.repeated} repeats left out, {outs.differing} of them not the same as the first'
             if unique: click.echo(text, err=True)
+
+# %% ../nbs/06_cli.ipynb #7e3ad6f0
+def _write_table(t, out):
+    "A frame as parquet or CSV by the ending of `out`, `-`: CSV on standard output; `ValueError` for another ending"
+    kind = Path(out).suffix
+    if out == '-': click.echo(t.to_csv(index=False), nl=False)
+    elif kind == '.parquet': t.to_parquet(out, index=False)
+    elif kind == '.csv': t.to_csv(out, index=False)
+    else: raise ValueError(f"-o {out}: expected a name that ends in .parquet or .csv, or - for standard output")
+
+@add_command(main, 'score', 'sepsis score ward.csv -o risks.parquet --explain')
+@click.argument('paths', nargs=-1, required=True)
+@click.option('-o', 'out', default='-', show_default=True, help='File (.parquet or .csv); - for standard output.')
+@click.option('--explain', is_flag=True, help="What moved the risk of each patient's last row, in place of all rows.")
+@click.option('--model', default='', help='Address of the model; without it, the one of the settings.')
+def _score(paths, out, explain, model):
+    "Score the rows of PATHS (CSV, psv, parquet, zip, folder, or 'sample') as the worker would, without Kafka."
+    from sepsis_nb.data import read
+    from sepsis_nb.model.load import load_scorer
+    from tqdm import tqdm
+    if out != '-' and Path(out).suffix not in ('.parquet', '.csv'): _write_table(None, out)
+    scorer,df = load_scorer(model), read(list(paths))
+    bar = partial(tqdm, disable=not sys.stderr.isatty())
+    t = (scorer.explain if explain else scorer.score)(df, progress=bar)
+    _write_table(t, out)
+    if out != '-': click.echo(f'{out}: {len(t):,} rows of {df.patient_id.nunique():,} patients, scored by {scorer}')
 
 # %% ../nbs/06_cli.ipynb #791b6b2e
 @add_command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')
@@ -225,9 +254,11 @@ def _until_stopped(cmd, **env):
 # %% ../nbs/06_cli.ipynb #2b2bd779
 @add_command(main, 'ui', 'sepsis ui --port 5001')
 @click.option('--port', type=int, default=5000, show_default=True)
-def _ui(port):
-    "MLflow's pages on this machine only: runs, metrics, figures, models."
+@click.option('--open/--no-open', 'show', default=None, help='Open a browser; by default on a terminal only.')
+def _ui(port, show):
+    "MLflow's pages on this machine only, at the comparison of the newest job's models."
     from sepsis_nb.model.registry import check_store
+    from sepsis_nb.model.study import comparison_page
     from sepsis_nb.stream.broker import who_listens
     s = load_settings()
     uri = s.tracking_uri
@@ -235,11 +266,21 @@ def _ui(port):
     if uri.startswith('http'): return click.echo(f'The store is a server with pages of its own: {uri}')
     with socket.socket() as o: taken = o.connect_ex(('127.0.0.1', port)) == 0
     if taken: raise RuntimeError(f'port {port} is taken by {who_listens(port)}; try another: sepsis ui --port {port+1}')
-    click.echo(f'MLflow on http://127.0.0.1:{port}, store {uri}; Ctrl-C ends it')
+    url = f'http://127.0.0.1:{port}/{comparison_page(uri, s.mlflow.experiment)}'
+    click.echo(f'MLflow on {url}\nStore {uri}; Ctrl-C ends it')
+    if show is None: show = sys.stdout.isatty()
+    if show: Thread(target=_open_when_up, args=(url, port), daemon=True).start()
     home = Path(uri.removeprefix('sqlite:///')).parent if uri.startswith('sqlite') else s.home
     server = [sys.executable, '-m', 'mlflow', 'ui', '--workers', '1', '--host', '127.0.0.1', '--port', str(port)]
     store = ['--backend-store-uri', uri, '--default-artifact-root', f'{home}/mlartifacts']
-    sys.exit(_until_stopped(server+store, MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false'))
+    quiet = dict(MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false', MLFLOW_DISABLE_TELEMETRY='true')
+    sys.exit(_until_stopped(server+store, **quiet))
+
+def _open_when_up(url, port):
+    for _ in range(100):
+        with socket.socket() as o:
+            if o.connect_ex(('127.0.0.1', port)) == 0: return click.launch(url)
+        time.sleep(.3)
 
 # %% ../nbs/06_cli.ipynb #42908655
 @add_command(main, 'simulate', 'sepsis simulate data --seed 7')
@@ -277,7 +318,7 @@ def _topics(s):
     from sepsis_nb.stream.kafka import topic_ends
     return ', '.join(f'{t} ({len(topic_ends(t, s.kafka))} partitions)' for t in s.topics.names())
 def _model(s):
-    from sepsis_nb.model.scorer import load_scorer
+    from sepsis_nb.model.load import load_scorer
     return str(load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache))
 
 # %% ../nbs/06_cli.ipynb #740c51ac

@@ -13,17 +13,18 @@ from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
-from .rows.signals import CHALLENGE, KNOWN, MONITOR, SIGNALS, harmonise, hours, signal_rows
+from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows
 
 # %% ../nbs/00_data.ipynb #705fb538
 log = logging.getLogger(__name__)
 _all_ = ['SIGNALS', 'MONITOR', 'CHALLENGE', 'harmonise', 'hours', 'signal_rows']
-ROLES = {'Patient ID':'patient_id', 'Result Time':'time', 'Label':'label', 'SepsisLabel':'label'}
+ROLES = {'patient id':'patient_id', 'patient_id':'patient_id', 'result time':'time', 'time':'time', 'label':'label',
+         'sepsislabel':'label'} # name in lower case to what it is
+_NAMES = ROLES | {c.lower():c for c in KNOWN}
 def _column(name):
-    "A column name stripped of spaces; a known one also of a unit in brackets, or its role"
+    "A column's role or signal, whatever its case and without a unit in brackets; another name stripped of spaces"
     name = str(name).strip()
-    bare = re.sub(r'\s*[\[(][^\])]*[\])]$', '', name)
-    return ROLES.get(bare) or (bare if bare in KNOWN else name)
+    return _NAMES.get(re.sub(r'\s*[\[(][^\])]*[\])]$', '', name).lower(), name)
 
 # %% ../nbs/00_data.ipynb #15f64e4a
 def _refuse(wrong, col, where, problem, todo):
@@ -63,9 +64,28 @@ def _check_columns(found, needed, where, known=None):
         f"{where}: missing columns: {', '.join(missing) or 'none'}; {other}. "
         'Rename or add them (Patient ID means patient_id); an unmeasured signal is an empty column.')
 
-def tidy(df:pd.DataFrame, where:str)->pd.DataFrame: # df: columns under a source's names; where: file, for messages
+def _rename(df, columns, where):
+    "The table under the names that `columns` gives, and known ones; `ValueError` for a name that has no single meaning"
+    columns = columns or {}
+    for name,to in columns.items():
+        if to is not None and to not in KNOWN and to not in ROLES.values(): raise ValueError(
+            f"{where}: columns gives '{name}' the name '{to}', expected patient_id, time, label or one of "
+            + ', '.join(SIGNALS))
+    if lost := [o for o in columns if o not in df]: raise ValueError(
+        f"{where}: columns names '{lost[0]}', which is not there; found: {', '.join(map(str, df))}")
+    df = df[[c for c in df if columns.get(c, c) is not None]]
+    names = [columns.get(c) or _column(c) for c in df]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        both = ' and '.join(f"'{c}'" for c,n in zip(df, names) if n == twice)
+        raise ValueError(f'{where}: columns {both} both mean {twice}; remove one of them, or rename it')
+    short = {c:SHORT[c.lower()] for c in names if c.lower() in SHORT and c not in _NAMES.values()}
+    if short: raise ValueError(f"{where}: columns with a short form, whose meaning is not sure: "
+        f"{', '.join(short)}; if they are what they seem, read it with columns={short}; None leaves a column out")
+    return df.set_axis(names, axis=1)
+
+def tidy(df:pd.DataFrame, where:str, columns=None)->pd.DataFrame: # where: file, for messages; columns: as for `read`
     "patient_id (str), signals (float64, source's names), time and label if any; `ValueError` names file, row, column"
-    df = df.rename(columns=_column)
+    df = _rename(df, columns, where)
     monitor = MONITOR if set(MONITOR) & set(df) or not KNOWN & set(df) else ()
     _check_columns(df.columns, ('patient_id', *monitor), where)
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
@@ -92,9 +112,9 @@ def _table(source, where, **kw):
     if isinstance(df.index, pd.RangeIndex): return df
     raise ValueError(f'{where}: the rows have more cells than the header, which has {df.shape[1]}')
 
-def _read_csv(path):
-    ids = {c:str for c in _table(path, path, nrows=0) if _column(c) == 'patient_id'}
-    return tidy(_table(path, path, dtype=ids), path.name)
+def _read_csv(path, columns):
+    ids = {c:str for c in _table(path, path, nrows=0) if 'patient_id' in (_column(c), (columns or {}).get(c))}
+    return tidy(_table(path, path, dtype=ids), path.name, columns)
 
 # %% ../nbs/00_data.ipynb #11b97e38
 def _read_stays(stays, path): # stays: [(file name, bytes)], one stay each; path: where they were found, for messages
@@ -114,8 +134,11 @@ def _read_stays(stays, path): # stays: [(file name, bytes)], one stay each; path
         except ValueError: log.debug('joined stays cannot be read, parsing each path=%s', path)
     return pd.concat([parse(o[1], o[0], who) for who,o in zip(ids, stays)], ignore_index=True)
 
-def _read_files(files, path): return _read_stays([(p.name, p.read_bytes()) for p in sorted(files)], path)
-def _read_zip(path):
+def _read_files(files, path, columns):
+    if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
+    return _read_stays([(p.name, p.read_bytes()) for p in sorted(files)], path)
+def _read_zip(path, columns):
+    if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
     try: z = zipfile.ZipFile(path)
     except zipfile.BadZipFile: raise ValueError(f'{path}: not a whole zip file; fetch it again') from None
     with z:
@@ -124,28 +147,31 @@ def _read_zip(path):
 
 # %% ../nbs/00_data.ipynb #25051702
 SAMPLE = files('sepsis_nb').joinpath('sample', 'challenge2019_sample.parquet') # see `build_sample`
-# ending of a path, or `folder`, to what it holds and its reader (path to raw tidy frame)
+# ending of a path, or `folder`, to what it holds and its reader (path and `columns` to raw tidy frame)
 SOURCES = {
     '.csv':('rows of many patients, e.g. a monitor export', _read_csv),
-    '.parquet':('rows of many patients', lambda p: tidy(pd.read_parquet(p), p.name)),
-    '.psv':('one stay of the Challenge', lambda p: _read_files([p], p)),
+    '.parquet':('rows of many patients', lambda p, columns: tidy(pd.read_parquet(p), p.name, columns)),
+    '.psv':('one stay of the Challenge', lambda p, columns: _read_files([p], p, columns)),
     '.zip':('psv files', _read_zip),
-    'folder':('psv files', lambda p: _read_files(p.rglob('*.psv'), p))}
+    'folder':('psv files', lambda p, columns: _read_files(p.rglob('*.psv'), p, columns))}
 
-def _read_one(path):
+def _read_one(path, columns):
     path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
     kind = 'folder' if path.is_dir() else path.suffix
     known = '; '.join(f'{k} ({what})' for k,(what,_) in SOURCES.items())
     known = f"expected one of: {known}; or 'sample' (2,000 stays in the package)"
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder; {known}')
     if kind not in SOURCES: raise ValueError(f"{path}: unknown kind of file '{kind}'; {known}")
-    return SOURCES[kind][1](path)
+    return SOURCES[kind][1](path, columns)
 
-def read(paths)->pd.DataFrame: # paths: 'sample', a path, several in a list or separated by commas
+def read(
+    paths,        # 'sample', a path, several in a list or separated by commas
+    columns=None, # A source's own names to ours, e.g. {'rr':'Resp'}; None leaves one out; case needs no entry
+)->pd.DataFrame:
     "Raw tidy frame, rows in the files' order; `ValueError` names file, row and column, `FileNotFoundError` the path"
     if isinstance(paths, Path): paths = [paths]
     given = [p.strip() for p in paths.split(',')] if isinstance(paths, str) else list(paths)
-    parts = [_read_one(p) for p in given if str(p)]
+    parts = [_read_one(p, columns) for p in given if str(p)]
     if not parts: raise ValueError("no data given; name a path, or 'sample'")
     if len(parts) == 1: return parts[0]
     kinds = {str(p.time.dtype) if 'time' in p else 'none' for p in parts}

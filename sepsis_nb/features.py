@@ -45,9 +45,10 @@ def _pad(rows, fill): # rows of unequal length as one array
 
 # %% ../nbs/01_features.ipynb #787981ef
 # signals: where blocks and ring buffers begin, how long the buffers are; a new state; windows and what is asked of
-# each; derived signals: where the rules of each end, the rules; features: operation, two places to read, column
+# each; derived signals: where the rules of each end, the rules; features: operation, two places to read, column, and
+# how many read signals: those behind them read features
 Program = namedtuple('Program',
-                     'block buffer depth new windows asked upto rules edges points op a b column step_h fill')
+                     'block buffer depth new windows asked upto rules edges points op a b column own step_h fill')
 _WINDOW = -1 # stands for all operations over a window
 @patch(as_prop=True)
 def program(self:FeatureSpec):
@@ -58,6 +59,7 @@ def program(self:FeatureSpec):
     asked = np.zeros((len(at), len(windows), len(WINDOW_OPS)), bool)
     def place(f, s):
         if not s: return 0
+        if OPERATIONS[f.op].reads == 'feature': return self.names.index(s)
         if OPERATIONS[f.op].reads == 'row': return HEAD+at[s]
         if not f.hours: return block[at[s]]
         return np.ravel_multi_index((at[s], windows.index(f.hours), WINDOW_OPS.index(f.op)), asked.shape)
@@ -70,7 +72,7 @@ def program(self:FeatureSpec):
     rules,edges,points = zip(*sum(each, [])) if each else ((), (), ())
     return self.__dict__.setdefault('_program', Program(
         block, buffer, depth, new, np.array(windows, np.int64), asked, upto, np.array(rules, np.int64).reshape(-1, 4),
-        _pad(edges, np.inf), _pad(points, 0.), op, a, b, column, float(self.step_h),
+        _pad(edges, np.inf), _pad(points, 0.), op, a, b, column, int((op < Op.minus).sum()), float(self.step_h),
         np.nan if self.fill is None else float(self.fill)))
 
 # %% ../nbs/01_features.ipynb #ed0fbcc8
@@ -248,9 +250,13 @@ def _fold(states, who, time, rows, program, out, hour, stay):
         _clock(s, time[i], p)
         _take(s, rows[i], p)
         _windows(s, p, w)
-        for f in range(len(op)): # unsigned: no test for indices that count from the end
+        for f in range(p.own): # unsigned: no test for indices that count from the end
             x = flat[np.uint64(a[f])] if op[f] == _WINDOW else _value(op[f], s, a[f], b[f], m)
             out[i,np.uint64(column[f])] = p.fill if np.isinf(x) else x
+        for f in range(p.own, len(op)):
+            x,y = out[i,a[f]], out[i,b[f]]
+            x = x-y if op[f] == Op.minus else x/y
+            out[i,column[f]] = p.fill if np.isinf(x) else x
         hour[i],stay[i] = s[HOUR], int(s[STAY])
 
 # %% ../nbs/01_features.ipynb #f01ded01
@@ -279,9 +285,9 @@ def step(spec, state, time, row):
     return fold(spec, state.reshape(1, -1), [0], [time], np.asarray(row, float).reshape(1, -1)).X[0]
 
 def prepare(spec, rows)->tuple: # (n, n_signals) values for `fold`, mask of those out of range
-    "Clean (n, n_signals) `rows` as the spec wants them; with `raw_units` they stay as they are"
-    if spec.raw_units: return np.asarray(rows, float), np.zeros(np.shape(rows), bool)
-    return clean(rows, spec.signals)[::2]
+    "Clean (n, n_signals) `rows` as the spec wants them; with `raw_units` they stay as they are, out of range or not"
+    values,_,out_of_range = clean(rows, spec.signals)
+    return np.asarray(rows, float) if spec.raw_units else values, out_of_range
 
 def fold_table(df, spec)->Folded: # df: raw tidy frame: patient_id, time (optional), signals under any of their names
     "Features, hour and stay of each row of a table: the fold over its rows, in their order"

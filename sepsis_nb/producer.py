@@ -24,8 +24,8 @@ from .stream.kafka import client_args, wait_for
 
 # %% ../nbs/03_producer.ipynb #fbfd9c66
 log = logging.getLogger(__name__)
-def choose(df:pd.DataFrame, patients:str|int|None)->pd.DataFrame: # patients: ids with commas, or how many; None: all
-    "The rows of some patients, order kept; `ValueError` names ids that are not there"
+def choose(df:pd.DataFrame, patients:str|int|None)->pd.DataFrame: # patients: ids with commas, or a number
+    "The rows of some patients, of all for None, order kept; `ValueError` names ids that are not there"
     if patients is None: return df
     known = df.patient_id.unique()
     ids = [p.strip() for p in str(patients).split(',') if p.strip()]
@@ -36,8 +36,8 @@ def choose(df:pd.DataFrame, patients:str|int|None)->pd.DataFrame: # patients: id
         f"{len(known)}: {', '.join(known[:5])}{', …' if len(known) > 5 else ''}. Name some, or give a number")
 
 # %% ../nbs/03_producer.ipynb #1dfa9758
-def schedule(df:pd.DataFrame, speed=None, rate=None)->tuple: # speed: multiple of real time; rate: rows a second
-    "Rows in the order to send, and (n,) seconds after the start when each is due, None: now; `ValueError`"
+def schedule(df:pd.DataFrame, speed=None, rate=None)->tuple: # speed: times real time; rate: rows a second
+    "Rows in the order to send, (n,) seconds from the start to each, None: at once; `ValueError`: no such pace"
     for name,v in dict(speed=speed, rate=rate).items():
         if v is not None and not 0 < v < np.inf: raise ValueError(f'{name} {v} must be above 0')
     if speed and rate: raise ValueError(f'speed {speed} and rate {rate} are two clocks; give one')
@@ -79,10 +79,10 @@ class DeliveryError(ConnectionError):
 
 # %% ../nbs/03_producer.ipynb #7a0992fd
 def connect(kafka:Kafka, topic:str, patience_s:float=300)->KafkaProducer: # patience_s: at least 5
-    "A producer for one topic that exists; `ConnectionError` within 10 s says what is wrong and what to do"
+    "A producer for one topic that exists; `ConnectionError` within 10 s: what is wrong, and what to do"
     wait_for(kafka)
-    producer = KafkaProducer(**client_args(kafka), max_block_ms=4000, delivery_timeout_ms=int(patience_s*1000),
-        request_timeout_ms=int(min(30, patience_s/2)*1000), batch_size=256*1024, linger_ms=5,
+    producer = KafkaProducer(**client_args(kafka), batch_size=256*1024, linger_ms=5, max_block_ms=4000,
+        delivery_timeout_ms=int(patience_s*1000), request_timeout_ms=int(min(30, patience_s/2)*1000),
         reconnect_backoff_max_ms=1000, allow_auto_create_topics=False)
     try: producer.partitions_for(topic)
     except (KafkaError, ValueError) as e:
@@ -101,25 +101,25 @@ class Stop:
         end = time.monotonic()+seconds
         while not self.why and (left := end-time.monotonic()) > 0: time.sleep(min(left, .05))
 
+# %% ../nbs/03_producer.ipynb #0e063c59
 class Outbox:
     "Rows on their way to one topic"
-    def __init__(self, producer, topic, stop=None, patience_s=300):
+    def __init__(self, producer, topic, stop=None, patience_s=300): # stop: a `Stop`; patience_s: see `put`
         self.producer,self.topic,self.patience_s = producer,topic,patience_s
-        self.stop,self.tick = Stop() if stop is None else stop, lambda n: None # tick: called with rows acknowledged
+        self.stop = Stop() if stop is None else stop
+        self.tick = lambda n: None             # called with rows acknowledged
         self.waiting,self.error = deque(),None # futures; first failure
-        self.sent = self.acknowledged = self.failed = self.passes = 0 # as in `Sent`
+        self.acknowledged = self.failed = self.passes = 0 # as in `Sent`
         self.began = self.last = time.monotonic() # last: when an answer was taken
 @patch
-def put(self:Outbox, key, value):
-    "Hand over one row; raises the client's error when it cannot for `patience_s`"
+def put(self:Outbox, key:bytes, value:bytes):
+    "Hand over one row; raises the client's error when it cannot for `patience_s`, or at a stop"
     until = time.monotonic()+self.patience_s
     while True:
-        try: self.waiting.append(self.producer.send(self.topic, value, key))
+        try: return self.waiting.append(self.producer.send(self.topic, value, key))
         except (KafkaTimeoutError, ValueError):
             if self.stop or time.monotonic() > until: raise
             self.stop.nap(.2)
-        else: break
-    self.sent += 1
 
 # %% ../nbs/03_producer.ipynb #73e512e8
 @patch
@@ -133,7 +133,7 @@ def poll(self:Outbox):
     self.tick(self.acknowledged-n)
 @patch
 def wait(self:Outbox, most=0, timeout=None):
-    "Wait until at most `most` rows are unanswered, for `timeout` s; None: until a stop or a failure"
+    "Wait until at most `most` rows are unanswered, or `timeout` s; None: until a stop or a failure"
     start,warn_s = time.monotonic(),5.
     while len(self.waiting) > most and (timeout is not None or not (self.stop or self.error)):
         self.poll()
@@ -154,13 +154,13 @@ def close(self:Outbox, timeout=10.):
     self.wait(timeout=timeout)
     try: self.producer.close(timeout=0 if self.waiting else 5)
     except KafkaTimeoutError: self.producer._sender.force_close() # else its thread runs on
-    return Sent(self.topic, self.sent, self.acknowledged, self.failed, self.passes, self.last-self.began,
-                self.stop.why, str(self.error or ''))
+    return Sent(self.topic, self.acknowledged+self.failed+len(self.waiting), self.acknowledged, self.failed,
+                self.passes, self.last-self.began, self.stop.why, str(self.error or ''))
 
 # %% ../nbs/03_producer.ipynb #b7acfe71
 MOST_WAITING = 10_000 # unanswered rows: a quarter of a second at full speed, and 7 MB
-def stream(box:Outbox, df:pd.DataFrame, due=None, shown=None)->bool: # due: see `schedule`; shown: takes each JSON text
-    "Send a frame once; whether all rows were handed over: it ends early at a stop and when a row has failed"
+def stream(box:Outbox, df:pd.DataFrame, due=None, shown=None)->bool: # due: see `schedule`; shown: takes each text
+    "Send a frame once; whether all rows were handed over: a stop or a failed row ends it early"
     rows,i,start = messages(df),0,time.monotonic()
     while i < len(df) and not box.stop and not box.error:
         until = i+500
@@ -178,8 +178,9 @@ def stream(box:Outbox, df:pd.DataFrame, due=None, shown=None)->bool: # due: see 
 # %% ../nbs/03_producer.ipynb #12fb7542
 @contextmanager
 def stop_on_signal():
-    "A `Stop` that SIGINT and SIGTERM set, in the main thread; kafka-python's logger is silent, unless its level is set"
-    stop,in_main,kafka_log = Stop(), threading.current_thread() is threading.main_thread(), logging.getLogger('kafka')
+    "A `Stop` that SIGINT and SIGTERM set, in the main thread; kafka-python's logger is silent by default"
+    stop,kafka_log = Stop(), logging.getLogger('kafka')
+    in_main = threading.current_thread() is threading.main_thread()
     def handle(number, frame):
         if stop: raise KeyboardInterrupt
         stop.why = signal.Signals(number).name
@@ -207,7 +208,7 @@ def _send_passes(box, df, due, loops, pause, bar, shown):
 # %% ../nbs/03_producer.ipynb #2e45c49b
 def produce(
     paths,                      # 'sample', a path, or several: see `read`
-    kafka:Kafka=Kafka(), topic:str=Topics().input,
+    kafka:Kafka=Kafka(), topic:str=Topics().input, # The topic must exist
     loops:int|None=None,        # Passes through the data; None: for ever
     pause:float=1.,             # Seconds after each pass
     speed:float|None=None,      # Replay by the rows' own times, at this multiple of real time
@@ -218,7 +219,7 @@ def produce(
     patience_s:float=300,       # How long a row may wait for a broker that has gone away
     echo=partial(print, flush=True), # Takes a line of text; a pipe or a log file has it at once
 )->Sent:
-    "Stream files; `ConnectionError`: no broker; `DeliveryError`: rows were lost; `ValueError`: bad data"
+    "Stream files; `ConnectionError`: no broker; `DeliveryError`: rows were lost; `ValueError`: bad input"
     if loops is not None and loops < 1 or pause < 0:
         raise ValueError(f'loops {loops} must be at least 1 (None: for ever), pause {pause} not below 0')
     df = choose(read(paths), patients)

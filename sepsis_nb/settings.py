@@ -117,7 +117,7 @@ class BrokerConfig:
 @dataclass(frozen=True)
 class Paths:
     "Folders; relative ones count from the folder of settings.ini"
-    reports:str = 'reports' # executed notebooks and their HTML
+    reports:str = 'reports/local' # executed notebooks and their HTML; git ignores it
     work:str = '.sepsis'    # broker data, logs, process ids
     cache:str = ''          # jars, models, features; empty: ~/.cache/sepsis_nb
 

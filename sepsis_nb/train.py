@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from .data import read
 from .model.job import Job, PAGES, check_names, check_places
-from .model.stays import check_labels
+from .model.stays import check_labels, check_septic
 from .report.page import page_html
 from .settings import Settings, load_settings
 
@@ -58,7 +58,9 @@ def run_training(params:dict, settings:Settings|None=None, page=None, quiet=Fals
     check_places(job := Job(**params), settings)
     paths = [Path(o.strip()).expanduser() for o in job.data.split(',')]
     small = all(p.is_file() for p in paths) and sum(p.stat().st_size for p in paths) < 20e6
-    if small: check_labels(read(job.data), job.data) # so that a wrong cell is found at once
+    if small: # so that a wrong cell, and too few patients, are found at once
+        df,_ = check_labels(read(job.data), job.data)
+        if job.protocol == 'patient': check_septic(df, job.data)
     if page is None: page,params = _page_of(job, params, settings.home)
     settings.reports.mkdir(parents=True, exist_ok=True)
     out = settings.reports/Path(page).name

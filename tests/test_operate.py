@@ -8,7 +8,8 @@ from sepsis_nb.prove.harness import SEPSIS, SUPERVISED, Line
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
 from sepsis_nb.stream.forget import states_held
-from sepsis_nb.stream.kafka import client_args, read_outputs, read_topic
+from sepsis_nb.stream.kafka import client_args, read_topic
+from sepsis_nb.stream.outputs import read_outputs
 from sepsis_nb.stream.redrive import COPY_OF, RedrivePlan, plan_redrive, put_back
 
 class Operated(Line):

@@ -73,12 +73,11 @@ def test_imports_are_in_order():
         assert kinds == sorted(kinds), f'{m}: imports of this package come last, whole modules first'
 
 def test_size():
-    "A room has one idea, a line 120 columns at most (but nbdev's own), and the package 8,000 lines"
+    "A room has one idea, and a line 120 columns at most (but nbdev's own)"
     lines = {m:p.read_text().splitlines() for m,p in MODULES.items()}
     assert not {m:len(l) for m,l in lines.items() if len(l) > 450}
     assert not [f'{m}:{n}' for m,l in lines.items() for n,o in enumerate(l, 1)
                 if len(o) > 120 and not o.startswith(('# %%', '__all__', "           '"))]
-    assert sum(map(len, lines.values())) <= 8000
 
 def test_a_name_means_one_thing():
     "No public name is defined in two modules"
@@ -117,7 +116,7 @@ def test_export_is_fresh(tmp_path):
     assert not same(tmp_path/'sepsis_nb', PKG, '*.py'), 'stale export: run `make page`'
 
 def test_pages_are_clean(tmp_path):
-    run('nbdev-clean', cwd=copy(tmp_path))
+    subprocess.run([sys.executable, str(ROOT/'.ci/clean.py'), str(copy(tmp_path)/'nbs')], cwd=ROOT, check=True)
     assert not same(tmp_path/'nbs', NBS, '*.ipynb'), 'unclean notebooks: run `make page`'
 
 def test_readme_is_the_index(tmp_path):

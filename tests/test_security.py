@@ -12,7 +12,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sepsis_nb.cli import main
 from sepsis_nb.data import read
 from sepsis_nb.model.registry import RegistryError
-from sepsis_nb.model.scorer import load_scorer
+from sepsis_nb import load_scorer
 from sepsis_nb.prove.harness import Line
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker, Security

@@ -7,7 +7,7 @@ from lightgbm import LGBMClassifier
 from sepsis_nb.data import read
 from sepsis_nb.features import SEED_SPEC, extract
 from sepsis_nb.model.gate import gate
-from sepsis_nb.model.scorer import load_scorer
+from sepsis_nb import load_scorer
 from sepsis_nb.settings import load_settings
 from sepsis_nb.train import TrainingFailed, run_training
 from sklearn.ensemble import RandomForestClassifier
@@ -108,7 +108,8 @@ def logged(there, found, name, searched, metric): # found: metrics of a run; nam
     "Client, id of the whole job's run, and the paths of its artifacts"
     client = mlflow.MlflowClient(there.tracking_uri, there.tracking_uri)
     run = client.get_run(found['models'][name]['run_id'])
-    assert run.info.run_name == name and f'grid.{searched}' in run.data.params
+    assert run.info.run_name.startswith(f'{name} · ') and run.data.tags['model'] == name
+    with open(client.download_artifacts(run.info.run_id, 'grid.json')) as f: assert searched in json.load(f)
     assert run.data.metrics[metric] == found['models'][name][metric]
     parent = run.data.tags['mlflow.parentRunId']
     return client, parent, {f.path for d in ('', 'figures', 'tables') for f in client.list_artifacts(parent, d)}
@@ -155,6 +156,19 @@ def test_what_mlflow_keeps(there, patient):
     assert 'data:image/png' in html and 'train.parquet' in html # its figures, and the parameters that it was given
     assert 'TRIPOD' in html and len(html) < 4e6
     assert not list(there.home.rglob('*.pkl'))
+
+def test_held_out_predictions_are_kept(there, patient):
+    uri = f"runs:/{patient['models']['LightGBM']['run_id']}/LightGBM"
+    s = load_scorer(uri, tracking_uri=there.tracking_uri, cache=there.home/'models')
+    train,m = read(there.home/'train.parquet'), patient['models']['LightGBM']
+    assert s.evaluate(n=0).value.utility == m['utility'] and s.evaluate(train, n=0).value.auroc == m['auroc']
+    assert s.score(train).attrs['in_sample'] == 100 and not s.score(read(there.home/'other.parquet')).attrs['in_sample']
+
+def test_too_few_septic_patients_are_refused_at_once(there):
+    df = read(there.home/'train.parquet')
+    df[df.patient_id.isin(df.patient_id[df.label == 1].unique()[:2])].to_parquet(there.home/'few.parquet')
+    with pytest.raises(ValueError, match='2 patients have rows labelled 1, .*at least 3 of each'):
+        run_page(there, data=f'{there.home}/few.parquet')
 
 def test_no_secret_is_kept(there, patient):
     files = [p for p in there.home.rglob('*') if p.is_file()]

@@ -2,11 +2,12 @@
 import re, signal, socket, time
 import orjson, pytest
 from sepsis_nb.data import read
-from sepsis_nb.model.scorer import load_scorer
+from sepsis_nb import load_scorer
 from sepsis_nb.prove.harness import Line
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
-from sepsis_nb.stream.kafka import read_outputs, read_topic
+from sepsis_nb.stream.kafka import read_topic
+from sepsis_nb.stream.outputs import read_outputs
 from sepsis_nb.stream.states import record_offset
 from sepsis_nb.worker import STATES_READ
 

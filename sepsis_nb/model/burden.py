@@ -12,15 +12,15 @@ from .cohort import labelled_grid, ratio, resample_ends, resample_sums
 from .utility import DT_EARLY, DT_LATE, from_onset
 
 # %% ../../nbs/model/43_burden.ipynb #d3e95f23
-def alert_starts(positive, stay)->np.ndarray:
-    "(n,) bool: the first row of each run of `positive` rows in a stay, whose rows are in order of time"
+def alert_starts(positive, stay)->np.ndarray: # (n,) bool; whose row it is, each stay in order of time
+    "(n,) bool: the first row of each run of `positive` rows in a stay"
     positive = np.asarray(positive, bool)
     before = pd.Series(positive).groupby(np.asarray(stay)).shift(fill_value=False)
     return positive & ~before.to_numpy(bool)
 
 # %% ../../nbs/model/43_burden.ipynb #831d0e65
-def alert_tally(code, dt, alerts, stays):
-    "(stays, 3) alerts, alerts in the rewarded window, alerts by onset; (stays,) hours from first alert to onset or NaN"
+def alert_tally(code, dt, alerts, stays): # (cells,) stay, h from onset, number of alerts; how many stays
+    "(stays, 3) alerts: all, in the rewarded window, by onset; (stays,) lead time (h), NaN: none"
     code,dt,alerts = (o[alerts > 0] for o in (code, dt, alerts))
     window,timely = (DT_EARLY <= dt) & (dt <= DT_LATE), dt <= DT_LATE
     n = np.stack([np.bincount(code, alerts*o, stays) for o in (1, window, dt <= 0)], axis=1)
@@ -28,38 +28,38 @@ def alert_tally(code, dt, alerts, stays):
     np.fmax.at(lead, code[timely], -dt[timely])
     return n, lead
 
-def onset_and_days(label, grid):
+def onset_and_days(label, grid): # (cells,) 0/1 or NaN; the `HourlyGrid` of the cells
     "(cells,) hours from onset; and of each stay: septic, onset seen, days observed"
     first,septic = np.unique(grid.code, return_index=True)[1],np.bincount(grid.code, label == 1) > 0
     return from_onset(label, grid.code, grid.hour), septic, septic & (label[first] != 1), grid.days()
 
 # %% ../../nbs/model/43_burden.ipynb #14500229
-def stay_alerts(
-    label, alert, stay, hour=None, # (n,) as of `evaluate`
-)->pd.DataFrame: # One row a stay with any label, in order of appearance; `in_time`: an alert by onset; `lead_time` in h
-    "Of each stay: sepsis, days, alerts, alerts in the rewarded window, and whether and how early they came"
+def stay_alerts(label, alert, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`; index stay
+    """One row a stay with any label, in order of appearance: `septic`, `onset_seen`, `days`, `alerts`,
+    `window_alerts`, `in_time` (any by onset), `in_window`, `lead_time` (h; NaN: none)"""
     stay = np.asarray(stay)
     known = pd.unique(stay[np.isin(stay, stay[~np.isnan(np.asarray(label, float))])])
     g,y = labelled_grid(label, stay, hour)
     dt,septic,seen,days = onset_and_days(y, g)
     n,lead = alert_tally(g.code, dt, g.total(alert), len(days))
-    out = dict(septic=septic, onset_seen=seen, days=days, alerts=n[:,0].astype(int), window_alerts=n[:,1].astype(int),
-               in_time=n[:,2] > 0, in_window=n[:,1] > 0, lead_time=np.where(seen, lead, np.nan))
+    alerts,window,by_onset = n.T.astype(int)
+    out = dict(septic=septic, onset_seen=seen, days=days, alerts=alerts, window_alerts=window,
+               in_time=by_onset > 0, in_window=window > 0, lead_time=np.where(seen, lead, np.nan))
     return pd.DataFrame(out, index=pd.Index(known, name='stay'))
 
-def lead_times(label, alert, stay, hour=None)->pd.Series: # Index stay; NaN: no alert up to 3 h after onset
-    "Hours from first alert to onset of each septic stay whose onset was seen; arguments as `stay_alerts`"
+def lead_times(label, alert, stay, hour=None)->pd.Series: # (n,) as of `evaluate`; index stay
+    "Hours from first alert to onset of septic stays with a seen onset; NaN: no alert up to 3 h after it"
     return stay_alerts(label, alert, stay, hour).query('onset_seen').lead_time
 
 # %% ../../nbs/model/43_burden.ipynb #0de8ab8a
-def alert_sums(n, septic, days):
-    "(stays, 8) what adds up over stays; `n` from `alert_tally`"
+def alert_sums(n, septic, days): # (stays, 3) from `alert_tally`; (stays,) bool; (stays,)
+    "(stays, 8) what adds up over stays, in the order of `burden_metrics`"
     alerted = n[:,0] > 0
     cols = days, n[:,0], n[:,1], alerted, alerted & septic, septic, n[:,2] > 0, n[:,1] > 0
     return np.stack(cols, axis=1).astype(float)
 
 def burden_metrics(days, alerts, window_alerts, alerted, alerted_septic, septic, in_time, in_window):
-    "Burden, PPV and sensitivity from the sums of `alert_sums`"
+    "Burden, PPV and sensitivity, name to value, from sums of `alert_sums`; NaN: nothing to count"
     return dict(alerts_per_patient_day=ratio(alerts, days), alerts_per_100_bed_days=100*ratio(alerts, days),
         ppv_stay=ratio(alerted_septic, alerted), ppv_alert=ratio(window_alerts, alerts),
         sensitivity_in_time=ratio(in_time, septic), sensitivity_window=ratio(in_window, septic))
@@ -68,9 +68,9 @@ def burden_metrics(days, alerts, window_alerts, alerted, alerted_septic, septic,
 def burden_curve(
     label, risk, stay, hour=None, # As in `stay_alerts`
     thresholds=40, # To try, or how many quantiles of the risk, from 1 in 10,000 rows to half of them
-    alert_at=None, # Function from a threshold to (n,) bool, the alerts; None: starts of `risk >= threshold`
+    alert_at=None, # From a threshold to (n,) bool, the alerts; None: starts of `risk >= threshold`
     n=0, seed=42,  # Resamples; 0: no interval
-)->pd.DataFrame:   # Index `threshold`, falling; burden, PPV, sensitivity; with resamples `<name>_lo`, `<name>_hi`
+)->pd.DataFrame:   # Index `threshold`, falling; `burden_metrics`; with resamples `<name>_lo`, `<name>_hi`
     "What each threshold would cost in alerts and warn in time"
     if np.ndim(thresholds) == 0: thresholds = np.unique(np.quantile(risk, 1-np.geomspace(1e-4, .5, thresholds)))
     thresholds = np.sort(thresholds)[::-1]
@@ -78,8 +78,9 @@ def burden_curve(
     g,y = labelled_grid(label, stay, hour)
     dt,septic,_,days = onset_and_days(y, g)
     tallies = [alert_tally(g.code, dt, g.total(alert_at(t)), len(days))[0] for t in thresholds]
-    sums = np.stack([alert_sums(n, septic, days) for n in tallies], axis=2)
+    sums = np.stack([alert_sums(o, septic, days) for o in tallies], axis=2)
     out = pd.DataFrame(burden_metrics(*sums.sum(0)), index=pd.Index(thresholds, name='threshold'))
     if not n: return out
     lo,hi = resample_ends(resample_sums(sums, lambda s: np.stack(list(burden_metrics(*s).values())), n, seed))
-    return out.assign(**{f'{name}_{end}':v[i] for i,name in enumerate(out) for end,v in (('lo', lo), ('hi', hi))})
+    ends = {f'{name}_{end}':v[i] for i,name in enumerate(out) for end,v in (('lo', lo), ('hi', hi))}
+    return out.assign(**ends)

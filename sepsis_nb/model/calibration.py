@@ -12,16 +12,13 @@ from .cohort import labelled_grid, ratio, resample_ends, resample_sums, sum_by_s
 
 # %% ../../nbs/model/42_calibration.ipynb #9c3c44de
 def risk_bins(risk):
-    "(n,) bin of each row, 0-based: at most ten, about equally many rows in each, equal risks in the same"
+    "(n,) bin of each row, 0-based: at most ten, about equally full; equal risks share one"
     inner = np.unique(np.quantile(risk, np.arange(1, 10)/10))
     return np.unique(np.searchsorted(inner, risk, side='right'), return_inverse=True)[1]
 
 # %% ../../nbs/model/42_calibration.ipynb #313766ec
-def reliability(
-    label, risk, stay=None, hour=None, # (n,) as of `evaluate`; without stays there is no interval
-    n=200, seed=42, # Resamples
-)->pd.DataFrame: # One row a bin: `rows`, mean `risk`, `observed` share of label 1; with stays `lo`, `hi` (95 %)
-    "Predicted risk beside the observed share"
+def reliability(label, risk, stay=None, hour=None, n=200, seed=42)->pd.DataFrame: # (n,) as of `evaluate`
+    "One row a bin: `rows`, mean `risk`, `observed` share of label 1; with stays its `lo` and `hi` (95 %)"
     g,label = labelled_grid(label, np.arange(len(label)) if stay is None else stay, hour)
     k = ~np.isnan(label)
     y,code,risk = label[k],g.code[k],g.take(risk)[k]
@@ -39,9 +36,10 @@ def logit(p):
     p = np.clip(p, 1e-6, 1-1e-6)
     return np.log(p/(1-p))
 
+# %% ../../nbs/model/42_calibration.ipynb #e9e70955
 @njit(cache=True, error_model='numpy')
-def logistic_fit(x, pos, n, free):
-    "(intercept, slope) of `pos` of `n` at each `x`; not `free`: slope 1; NaN if there is no maximum"
+def logistic_fit(x, pos, n, free): # (k,) float each; free: fit the slope too
+    "(intercept, slope) of `pos` of `n` at each `x`; not `free`: slope 1; NaN: there is no maximum"
     a,b = 0.,1.
     for _ in range(100):
         g0 = g1 = h00 = h01 = h11 = 0.
@@ -58,23 +56,26 @@ def logistic_fit(x, pos, n, free):
         if step < 1e-9: return a, b
     return np.nan, np.nan
 
-def calibration(label, risk)->tuple: # slope (1: right), intercept at slope 1 (0: right); NaN: not determined
-    "Calibration slope and calibration-in-the-large (Cox 1958)"
+# %% ../../nbs/model/42_calibration.ipynb #76764399
+def calibration(label, risk)->tuple: # (n,) 0/1; (n,) in [0, 1]
+    "Slope (1: right) and calibration-in-the-large (0: right) (Cox 1958); NaN: not determined"
     x,y = logit(np.asarray(risk, float)),np.asarray(label, float)
-    return logistic_fit(x, y, np.ones(len(y)), True)[1], logistic_fit(x, y, np.ones(len(y)), False)[0]
+    one = np.ones(len(y))
+    return logistic_fit(x, y, one, True)[1], logistic_fit(x, y, one, False)[0]
 
-# %% ../../nbs/model/42_calibration.ipynb #c5fc8683
-def _benefit(s, at):
-    "(2, at) net benefit of the model and of acting always; `s`: (2, 1+at) of label 1 and 0: all rows and those at risk"
+# %% ../../nbs/model/42_calibration.ipynb #cd7cf589
+def _benefit(s, at): # s: (2, 1+at) rows with label 1 and 0: all of them, then those at or above each `at`
+    "(2, at) net benefit of the model and of acting always"
     (true,false),odds = s/s[:,0].sum(),at/(1-at)
     return np.stack([true[1:]-false[1:]*odds, true[0]-false[0]*odds])
 
+# %% ../../nbs/model/42_calibration.ipynb #c5fc8683
 def decision_curve(
     label, risk,
     thresholds=np.linspace(.005, .15, 30), # Rising, in (0, 1); default: around the rate of sepsis in ICU rows
-    stay=None, hour=None, n=200, seed=42,  # As in `reliability`; n=0: no interval
-)->pd.DataFrame: # Index `threshold`; `model`, `all`, `none`; with stays `lo` and `hi` of model, `all_`, `gain_` (95 %)
-    "Net benefit; `gain` is the model's over the better of `all` and `none`; `ValueError` for other thresholds"
+    stay=None, hour=None, n=200, seed=42,  # (n,) as of `evaluate`; n=0 or no stays: no interval
+)->pd.DataFrame: # Index `threshold`; `model`, `all`, `none`; with stays `lo`, `hi`, `all_lo` … `gain_hi` (95 %)
+    "Net benefit an hour; `gain`: over the better of `all` and `none`; `ValueError` for other thresholds"
     at = np.asarray(thresholds, float)
     if not (len(at) and 0 < at[0] and at[-1] < 1 and (np.diff(at) > 0).all()): raise ValueError(
         f'thresholds {at}: pass rising risks between 0 and 1')

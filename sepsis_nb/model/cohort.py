@@ -13,10 +13,11 @@ from numba import njit
 
 # %% ../../nbs/model/40_cohort.ipynb #c0h0rt04
 class HourlyGrid:
-    "Rows of stays as one cell for each hour of each stay; `ValueError` if hours go back within a stay"
-    def __init__(self, stay, hour=None): # (n,) whose row it is; whole hours on its clock, None: rows are an hour apart
-        self.code = pd.factorize(np.asarray(stay))[0]
-        self.rows = self.kept = None # rows of the cells, None: rows are cells; cells that are kept, None: all
+    "Rows of stays, one cell for each hour of each stay; `ValueError` if hours go back within a stay"
+    def __init__(self, stay, hour=None): # (n,) whose row it is; hour on its clock, rounded down; None: one a row
+        self.code = pd.factorize(np.asarray(stay))[0] # (cells,) stay of each cell, 0-based
+        self.rows = None # (cells,) row in force in each; None: rows are cells
+        self.kept = None # indices of the cells that are kept; None: all
         if hour is None:
             self.hour = pd.Series(self.code).groupby(self.code).cumcount().to_numpy(float)
             return
@@ -48,6 +49,8 @@ def label(self:HourlyGrid, y):
     out = np.empty(len(y))
     out[self.order] = pd.Series(y[self.order]).groupby(self.cell).ffill()
     return out[self.rows]
+
+# %% ../../nbs/model/40_cohort.ipynb #4c4aeda0
 @patch
 def total(self:HourlyGrid, x):
     "(cells,) (n,) `x` added up within each hour"
@@ -57,32 +60,30 @@ def total(self:HourlyGrid, x):
     return out if self.kept is None else out[self.kept]
 @patch
 def days(self:HourlyGrid):
-    "(stays,) days observed, in order of appearance: whole hours from the first to the last, both included"
+    "(stays,) days observed, in order of appearance: hours from the first to the last, both included"
     return np.bincount(self.code)/24
 
 # %% ../../nbs/model/40_cohort.ipynb #c0h0rt09
-def in_force(stay, hour):
-    "(n,) bool: the last row of each hour of each stay, arguments as `HourlyGrid`; all rows where they are hourly"
+def in_force(stay, hour): # (n,) as of `HourlyGrid`
+    "(n,) bool: the last row of each hour of each stay; all rows where they are hourly"
     rows = HourlyGrid(stay, hour).rows
     return np.ones(len(stay), bool) if rows is None else np.bincount(rows, minlength=len(stay)) > 0
 
-def patient_days(stay, hour=None):
-    "`HourlyGrid.days` of rows"
+def patient_days(stay, hour=None): # (n,) as of `HourlyGrid`
+    "(stays,) days observed, `HourlyGrid.days`"
     return HourlyGrid(stay, hour).days()
 
 # %% ../../nbs/model/40_cohort.ipynb #167d7170
-def labelled_grid(
-    label:np.ndarray, # (n,) 0/1; NaN: unknown
-    stay:np.ndarray,  # (n,) whose row it is
-    hour=None,        # (n,) whole hours on the stay's clock; None: one hour a row
-)->tuple:             # (`HourlyGrid` of the stays that have any label, (cells,) label)
-    "Stays on their hourly grid; `ValueError` if lengths differ"
+def labelled_grid(label, stay, hour=None)->tuple: # (n,) 0/1, NaN: unknown; others as of `HourlyGrid`
+    "`HourlyGrid` of the stays that have any label, and its (cells,) label; `ValueError` if lengths differ"
     lengths = len(label), len(stay), len(label if hour is None else hour)
-    if len(set(lengths)) > 1: raise ValueError('{} labels, {} stays, {} hours; pass one of each a row'.format(*lengths))
+    if len(set(lengths)) > 1: raise ValueError(
+        '{} labels, {} stays, {} hours; pass one of each a row'.format(*lengths))
     g = HourlyGrid(stay, hour)
     y = g.label(label)
     known = (np.bincount(g.code, ~np.isnan(y)) > 0)[g.code]
-    if not known.all(): g.kept,g.hour,g.code = np.flatnonzero(known), g.hour[known], pd.factorize(g.code[known])[0]
+    if not known.all():
+        g.kept,g.hour,g.code = np.flatnonzero(known), g.hour[known], pd.factorize(g.code[known])[0]
     return g, y[known]
 
 # %% ../../nbs/model/40_cohort.ipynb #5f562c4e
@@ -111,30 +112,29 @@ class Ranked:
     def __init__(self, label, risk, who): # (n,) 0/1; predicted risk; int, whose weight the row has
         order,ends = ranking(np.asarray(risk))
         self.who,self.y = np.asarray(who)[order].astype(np.int32), np.asarray(label)[order] == 1
-        self.last = np.zeros(len(order), bool)
-        self.last[ends] = True
+        self.last = np.isin(np.arange(len(order)), ends)
     def __call__(self, weight): # (stays,) how often each counts
         "AUROC (ties count half) and average precision; NaN if a class has no weight"
         return _areas(self.who, self.y, self.last, np.asarray(weight, float))
 
 # %% ../../nbs/model/40_cohort.ipynb #8992bbfa
-def resamples(patients, n, seed):
-    "`n` cohorts of `patients`, drawn with replacement, each as (patients,) how often every patient is in it"
+def resamples(patients, n, seed): # patients: how many there are
+    "`n` cohorts drawn with replacement, each as (patients,) how often every patient is in it"
     rng = np.random.default_rng(seed)
     for _ in range(n): yield np.bincount(rng.integers(0, patients, patients), minlength=patients).astype(float)
 
 # %% ../../nbs/model/40_cohort.ipynb #f3a41a29
-def ratio(a, b):
-    "`a/b`; NaN where nothing was there to count"
+def ratio(a, b): # Numbers or arrays, `b` at least 0
+    "`a/b`; NaN where `b` is 0: nothing to count"
     a,b = np.asarray(a, float),np.asarray(b, float)
     return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)[()]
 
-def sum_by_stay(code, col, value, shape):
-    "Sum of `value` in each cell of a table of stays by `col`"
+def sum_by_stay(code, col, value, shape): # (n,) each: stay, column, value; (stays, columns)
+    "(stays, columns) sums of the values; stays and columns are counted from 0"
     return np.bincount(code*shape[1]+col, value, np.prod(shape)).reshape(shape)
 
-def resample_sums(sums, f, n, seed):
-    "(n, ...) `f` of the sums over each of `n` resamples, from (stays, ...) sums over each stay's rows"
+def resample_sums(sums, f, n, seed): # (stays, ...) sums over each stay's rows; f: from (...) to an array
+    "(n, ...) `f` of the sums over each of `n` resamples"
     flat = sums.reshape(len(sums), -1)
     return np.array([f((k@flat).reshape(sums.shape[1:])) for k in resamples(len(sums), n, seed)])
 

@@ -26,8 +26,8 @@ from .utility import grid_utility
 # %% ../../nbs/model/52_compare.ipynb #7ae1bdb6
 QUICK = KINDS['LightGBM'].start | dict(bags=1, n_estimators=100, num_leaves=8, learning_rate=.12, colsample_bytree=.15)
 LARGE = dict(n_estimators=30, num_leaves=127, learning_rate=.1, min_child_samples=5, colsample_bytree=.2)
-def sparse(stays:Stays, one_in=25, septic_in=5, seed=42)->np.ndarray: # (n,) weight for fitting; 0: not used
-    "Hourly rows labelled 1, weighted `septic_in`th rows labelled 0 of septic patients, `one_in`th rows of the others"
+def sparse(stays:Stays, one_in=25, septic_in=5, seed=42)->np.ndarray:
+    "(n,) weight, 0: not used; all labels 1, one in `septic_in` labels 0 of septic patients, in `one_in` of others"
     w,few = sample_weights(stays, one_in, seed), np.zeros(len(stays.y))
     few[stays.hourly] = np.random.default_rng([seed, 1]).random(stays.hourly.sum()) < 1/septic_in
     return np.where(stays.septic[stays.who] & (stays.y == 0), septic_in*few*w, w)
@@ -36,33 +36,34 @@ def sparse(stays:Stays, one_in=25, septic_in=5, seed=42)->np.ndarray: # (n,) wei
 _FIXED = dict(objective='binary', max_bin=63, bin_construct_sample_cnt=20_000, subsample_freq=1, verbose=-1,
               feature_pre_filter=False, deterministic=True, force_row_wise=True, num_threads=1)
 
-def binned(A, y, w):
+def binned(A, y, w): # (n, columns) features; (n,) 0/1; (n,) weights
     "Rows as LightGBM wants them, to be fitted more than once"
     return lgb.Dataset(A, y, weight=w, params=_FIXED).construct()
 
-def fit_trees(rows, params=QUICK, seed=42, without=()): # rows: from `binned`; without: columns that no tree may use
-    "LightGBM booster"
+def fit_trees(rows, params=QUICK, seed=42, without=()): # rows: from `binned`
+    "LightGBM booster, of which no tree uses the columns `without`"
     own = {k:v for k,v in params.items() if k not in ('bags', 'n_estimators')}
-    if len(without): own['interaction_constraints'] = [np.setdiff1d(np.arange(rows.num_feature()), without).tolist()]
+    if len(without):
+        own['interaction_constraints'] = [np.setdiff1d(np.arange(rows.num_feature()), without).tolist()]
     return lgb.train(_FIXED | own | dict(seed=seed), rows, params['n_estimators'])
 
 # %% ../../nbs/model/52_compare.ipynb #18f3d263
-def trees(A, y, w, seed, params=QUICK):
-    "LightGBM"
+def trees(A, y, w, seed, params=QUICK): # Of rows to learn from, as of `binned`
+    "Function from (m, columns) to (m,) risks: LightGBM with `params`"
     return partial(fit_trees(binned(A, y, w), params, seed).predict, num_threads=1)
 
-def points(A, y, w, seed):
-    "A score as it is; -1 where it is unknown"
+def points(A, y, w, seed): # As of `trees`; none is used
+    "Function from (m, 1) to (m,): a score as it is; -1 where it is unknown"
     return lambda B: np.nan_to_num(B[:,0].astype(float), nan=-1)
 
-def linear(A, y, w, seed):
-    "Logistic regression on standardised columns, without gaps"
+def linear(A, y, w, seed): # As of `trees`; `A` without gaps
+    "Function from (m, columns) to (m,) risks: logistic regression on standardised columns"
     pipe = make_pipeline(StandardScaler(), LogisticRegression(C=.01, max_iter=500))
     pipe.fit(A, y, logisticregression__sample_weight=w)
     return lambda B: pipe.predict_proba(B)[:,1]
 
 # %% ../../nbs/model/52_compare.ipynb #aeb1afa4
-def filled(A, y, w, seed, learn=trees):
+def filled(A, y, w, seed, learn=trees): # As of `trees`; learn: one of these functions
     "`learn` after gaps were filled with the medians of `A`; 0 where a column has no value at all"
     typical = pd.DataFrame(np.where(np.isnan(A).all(0), 0, A)).median().to_numpy(A.dtype)
     def fill(B): return np.where(np.isnan(B), typical, B)
@@ -79,23 +80,20 @@ class BaselinePlan(NamedTuple):
     columns:object=slice(None) # Of `X`
     crossed:bool=False   # Rows of one patient are on both sides
 
-def _fold_risk(p, stays, w, i, seed):
-    "Risk of the rows of fold `i` by a model of the others; with one class in those, that class"
-    k,test = (p.fold != i) & (w > 0), p.fold == i
-    if len(set(stays.y[k])) < 2: return np.full(test.sum(), stays.y[k][0])
-    return p.learn(p.X[k][:,p.columns], stays.y[k], w[k], seed)(p.X[test][:,p.columns])
-
-def cross_fit(plans:list, stays:Stays, seed=42, progress=lambda it, **kw: it)->list: # One (n,) array of risks a plan
-    "Risk of every row by a model that never saw its fold; `progress` wraps the fits"
+def cross_fit(plans:list, stays:Stays, seed=42, progress=lambda it, **kw: it)->list: # Of `BaselinePlan`
+    "Of each plan the (n,) risks by models that never saw the row's fold; `progress` wraps the fits"
     w,out = sparse(stays, seed=seed), [np.full(len(stays.y), np.nan) for _ in plans]
-    def fit_fold(p, r, i): r[p.fold == i] = _fold_risk(p, stays, w, i, seed)
+    def fit_fold(p, r, i):
+        k,test = (p.fold != i) & (w > 0), p.fold == i
+        if len(set(stays.y[k])) < 2: r[test] = stays.y[k][0] # nothing to learn: the class there is
+        else: r[test] = p.learn(p.X[k][:,p.columns], stays.y[k], w[k], seed)(p.X[test][:,p.columns])
     fits = (delayed(fit_fold)(p, r, i) for p,r in zip(plans, out) for i in range(p.fold.max()+1))
     for _ in in_threads(fits, progress): pass
     return out
 
 # %% ../../nbs/model/52_compare.ipynb #353ce960
-def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # (n,) bool; fold, r: (n,) fold and held-out risk of each row
-    "Which rows are positive at the threshold with the highest utility on the other folds"
+def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # fold, r: (n,) fold and held-out risk
+    "(n,) bool: which rows are positive at the threshold with the highest utility on the other folds"
     (grid,u),out = grid_utility(*stays.of()), np.zeros(len(r), bool)
     order,ends = ranking(grid.take(r)) # equal risks are positive together
     s,f,gain = grid.take(r)[order], grid.take(fold)[order], (u[:,1]-u[:,0])[order]
@@ -118,7 +116,8 @@ def _bedside(stays, f):
     "Plans that use the rows, not the features: a clock and scores"
     X,clock = extract(stays.df, _BEDSIDE).to_numpy(), partial(trees, params=QUICK | dict(colsample_bytree=1.))
     scores = [BaselinePlan(o, points, X, f, [i]) for i,o in enumerate(BEDSIDE_SCORES.values(), 1)]
-    return [BaselinePlan('clock alone', clock, X, f, [0]), *(p for p in scores if not np.isnan(X[:,p.columns]).all())]
+    known = [p for p in scores if not np.isnan(X[:,p.columns]).all()]
+    return [BaselinePlan('clock alone', clock, X, f, [0]), *known]
 
 # %% ../../nbs/model/52_compare.ipynb #39b5e06f
 def _partial(stays, f):
@@ -133,9 +132,8 @@ def _partial(stays, f):
             BaselinePlan('quick LightGBM', trees, X, f), BaselinePlan('large trees', large, X, f)]
 
 # %% ../../nbs/model/52_compare.ipynb #e28708d8
-def baselines(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->tuple: # fold: of each patient
-    """Two dicts of name to `evaluate` with `n` resamples, in the order of the table: all baselines on the folds of the
-    main models, and those on split rows"""
+def baselines(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->tuple: # fold: (patients,); n: resamples
+    "Two dicts of name to `evaluate`, as the table has them: on the folds of the main models, and on split rows"
     f = fold[stays.who]
     plans = [*_bedside(stays, f), *_partial(stays, f)]
     at_random = np.random.default_rng(seed).permutation(len(f)) % (f.max()+1)
@@ -156,20 +154,23 @@ def ablation_parts(spec:FeatureSpec)->dict: # Name to columns that go
 
 # %% ../../nbs/model/52_compare.ipynb #2042086f
 def _without(stays, f, gone, seed, progress=lambda it, **kw: it):
-    "Name to held-out risks of the model without the columns `gone`; two jobs a fold, each bins its rows once"
+    "Name to (n,) held-out risks without the columns `gone`; two jobs a fold, each bins its rows once"
     w,names = sparse(stays, seed=seed), list(gone)
     out = {k:np.empty(len(f)) for k in names}
     def fit_fold(i, mine):
         k,test = (f != i) & (w > 0), f == i
         rows,X = binned(stays.X[k], stays.y[k], w[k]), stays.X[test]
-        for o in mine: out[o][test] = fit_trees(rows, QUICK, seed+(o == OTHER_SEED), gone[o]).predict(X, num_threads=1)
+        for o in mine:
+            model = fit_trees(rows, QUICK, seed+(o == OTHER_SEED), gone[o])
+            out[o][test] = model.predict(X, num_threads=1)
     jobs = (delayed(fit_fold)(i, names[a::2]) for i in range(f.max()+1) for a in (0, 1))
     for _ in in_threads(jobs, progress): pass
     return out
 
-def ablation(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->pd.DataFrame: # Index part
-    """The quick LightGBM without each part of its features, compared with itself over `n` resamples: `features` left
-    out, `diff` of the utility with `lo` and `hi` (95 %), `auroc_diff` …; each fold needs both labels"""
+# %% ../../nbs/model/52_compare.ipynb #6e9cb70b
+def ablation(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->pd.DataFrame: # fold: (patients,)
+    """The quick LightGBM without each part of its features (index), compared with itself over `n` resamples: `features`
+    left out, `diff` of the utility with `lo` and `hi` (95 %), `auroc_diff` …; each fold needs both labels"""
     f,gone = fold[stays.who], ablation_parts(stays.spec)
     risks = _without(stays, f, {'':[]} | gone, seed, progress)
     def evaluate_risk(r):

@@ -13,19 +13,20 @@ from .cohort import labelled_grid, resamples
 from .utility import DT_LATE, stay_utility, threshold_curve
 
 # %% ../../nbs/model/46_curves.ipynb #ff862d78
-def roc_pr(label, risk, stay, hour=None, n=100, seed=42)->pd.DataFrame: # as of `evaluate`; n: resamples; 0: no bands
+def roc_pr(label, risk, stay, hour=None, n=100, seed=42)->pd.DataFrame: # As of `evaluate`; n: resamples, 0: no bands
     """ROC and precision-recall curves over x from 0 to 1: `tpr` at this false positive rate, `precision` at this
     recall, and their 95 % bands over stays, `_lo` and `_hi`"""
     g,label = labelled_grid(label, stay, hour)
     k,x,stays = ~np.isnan(label),np.linspace(0, 1, 201),1+g.code.max()
     y,risk,code = label[k] == 1,g.take(risk)[k],g.code[k]
-    edges = np.unique([*np.quantile(risk[y], np.linspace(0, 1, 300)), *np.quantile(risk, np.linspace(0, 1, 100))])
-    cell = 2*np.searchsorted(edges, risk, side='right')+y
-    level,label = np.divmod(np.arange(2*len(edges)+2), 2)
+    edges = np.unique([*np.quantile(risk[y], np.linspace(0, 1, 300)),
+                       *np.quantile(risk, np.linspace(0, 1, 100))])
+    cell = 2*np.searchsorted(edges, risk, side='right')+y # level and label as one number
+    level,of_1 = np.divmod(np.arange(2*len(edges)+2), 2)
     def curves(count):
-        w = np.bincount(cell, count[code], len(label))
-        fpr,tpr,_ = roc_curve(label, level, sample_weight=w, drop_intermediate=False)
-        precision,recall,_ = precision_recall_curve(label, level, sample_weight=w)
+        w = np.bincount(cell, count[code], len(of_1))
+        fpr,tpr,_ = roc_curve(of_1, level, sample_weight=w, drop_intermediate=False)
+        precision,recall,_ = precision_recall_curve(of_1, level, sample_weight=w)
         return np.interp(x, fpr, tpr), np.interp(x, recall[::-1], precision[::-1])
     out = pd.DataFrame(dict(zip(('tpr', 'precision'), curves(np.ones(stays)))), pd.Index(x, name='x'))
     sampled = [curves(count) for count in resamples(stays, n, seed) if count[code[y]].any()] if n else []
@@ -45,8 +46,8 @@ def utility_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `eva
     "Normalised `utility` and `alerted` share of hours at each falling `threshold`, of about 500"
     s = stay_utility(label, np.zeros(len(label), bool), stay, hour).sum()
     c = threshold_curve(label, risk, stay, hour)
-    c = c[::max(1, len(c)//500)]
-    return c.assign(utility=c.gain/(s.best-s.silent))[['threshold', 'alerted', 'utility']].reset_index(drop=True)
+    c = c[::max(1, len(c)//500)].assign(utility=lambda o: o.gain/(s.best-s.silent))
+    return c[['threshold', 'alerted', 'utility']].reset_index(drop=True)
 
 def is_flat(curve:pd.DataFrame)->bool: # From `utility_curve`
     "Whether a third more or fewer positive hours than at the peak cost less than .03 of utility"
@@ -56,14 +57,14 @@ def is_flat(curve:pd.DataFrame)->bool: # From `utility_curve`
 
 # %% ../../nbs/model/46_curves.ipynb #a59a9056
 def gain_range(curve:pd.DataFrame)->tuple|None: # Lowest and highest threshold; None: at no threshold
-    "Longest range of thresholds of a `decision_curve` at which the model is better than acting on everybody and nobody"
+    "Longest range of thresholds of a `decision_curve` at which the model beats acting on all and on none"
     better = curve.gain_lo > 0 if 'gain_lo' in curve else curve.model > curve[['all', 'none']].max(axis=1)
     run = (better != better.shift()).cumsum()[better]
     if len(run): return tuple(run.index[run == run.mode()[0]][[0, -1]])
 
 # %% ../../nbs/model/46_curves.ipynb #3ad776b4
-def lead_curve(leads:pd.Series)->pd.DataFrame: # Index hour from onset; no rows without a stay
-    "`share` of septic stays alerted by each hour from onset, its `lo` and `hi` (95 %); `leads` from `lead_times`"
+def lead_curve(leads:pd.Series)->pd.DataFrame: # From `lead_times`; index hour from onset, empty without a stay
+    "`share` of septic stays alerted by each hour from onset, its `lo` and `hi` (95 %)"
     hours = pd.RangeIndex(-48, DT_LATE+1, name='hour') if len(leads) else pd.RangeIndex(0, name='hour')
     tests = [binomtest(int((leads >= -h).sum()), len(leads)) for h in hours]
     rows = [(t.statistic, *t.proportion_ci(method='wilson')) for t in tests]

@@ -22,13 +22,17 @@ def count_cohort(label, stay, hour=None)->dict: # (n,) as of `evaluate`
 
 # %% ../../nbs/model/47_describe.ipynb #a8465b83
 def _column(df, name): return df[name] if name in df else pd.Series(np.nan, df.index)
+
 def stay_facts(df:pd.DataFrame)->pd.DataFrame: # Tidy rows to one row a stay; NaN: not recorded
-    "Index patient_id: `septic`, `from_start`, `rows`, `rows_1`, `age`, `sex`, `micu`, `sicu`, `before` (h)"
-    first,stay = df.drop_duplicates('patient_id').set_index('patient_id'), df.groupby('patient_id', sort=False)
+    """Index patient_id: `septic`, `from_start` (first row labelled 1), `rows`, `rows_1` (labelled 1), `age`, `sex`
+    (1: male), `micu`, `sicu` (0/1), `before` (h in hospital before the ICU)"""
+    first = df.drop_duplicates('patient_id').set_index('patient_id')
+    stay = df.groupby('patient_id', sort=False)
     ones = (_column(df, 'label') == 1).groupby(df.patient_id, sort=False).sum()
     age,sex,micu,sicu,admitted = (_column(first, c) for c in ('Age', 'Gender', 'Unit1', 'Unit2', 'HospAdmTime'))
-    return pd.DataFrame(dict(septic=ones > 0, from_start=_column(first, 'label') == 1, rows=stay.size(), rows_1=ones,
-                             age=age, sex=sex, micu=micu, sicu=sicu, before=-admitted))
+    return pd.DataFrame(dict(
+        septic=ones > 0, from_start=_column(first, 'label') == 1, rows=stay.size(), rows_1=ones,
+        age=age, sex=sex, micu=micu, sicu=sicu, before=-admitted))
 
 # %% ../../nbs/model/47_describe.ipynb #00b4e42d
 def missingness(df:pd.DataFrame)->pd.DataFrame: # Index signal, most measured first: `what`, `unit`, and shares
@@ -58,16 +62,16 @@ def subgroups(label, risk, positive, alert, stay, hour, groups, n=200, seed=42, 
     def metrics(k):
         size = count_cohort(label[k], stay[k], hour[k])
         few = size['septic'] < 10 or size['septic'] == size['stays'] # too few for figures
-        m = pd.DataFrame(np.nan, list(METRICS), ['value', 'lo', 'hi']) if few else evaluate(
-            label[k], risk[k], positive[k], stay[k], hour[k], alert=alert[k], n=n, seed=seed)
+        if few: m = pd.DataFrame(np.nan, list(METRICS), ['value', 'lo', 'hi'])
+        else: m = evaluate(label[k], risk[k], positive[k], stay[k], hour[k], alert=alert[k], n=n, seed=seed)
         return m.assign(stays=size['stays'], septic=size['septic'])
     every = {'everybody':np.ones(len(label), bool)} | groups
     return pd.concat({name:metrics(k) for name,k in progress(every.items())}, names=['group', 'metric'])
 
 # %% ../../nbs/model/47_describe.ipynb #b8755ebb
-def indeterminate_effect(label, risk, indeterminate, alert, alert_all, stay, hour=None)->tuple: # as of `Decisions`
+def indeterminate_effect(label, risk, indeterminate, alert, alert_all, stay, hour=None)->tuple: # (n,) as of `Decisions`
     """How often a row is indeterminate: `hours` and `stays` (count and share), `prevalence_in`, `prevalence_out`; and
-    the metrics of `evaluate` as used and as if no row were"""
+    the metrics of `evaluate` as used and as if no row were; label, stay and hour as of `evaluate`"""
     metrics = {use:evaluate(label, risk, o, stay, hour, alert=o, n=0)
                for use,o in (('as used', alert), ('if every row were scored', alert_all))}
     g,y = labelled_grid(label, stay, hour)
@@ -79,8 +83,8 @@ def indeterminate_effect(label, risk, indeterminate, alert, alert_all, stay, hou
     return facts, metrics
 
 # %% ../../nbs/model/47_describe.ipynb #fa515bc1
-def example_stays(label, risk, alert, stay, hour)->dict: # `early alert`, `missed stay`, `false alert` to a stay
-    "The median stay of each kind; absent: no stay of this kind"
+def example_stays(label, risk, alert, stay, hour)->dict: # (n,) as of `evaluate`
+    "`early alert`, `missed stay` and `false alert` to the median stay of the kind; absent: there is none"
     dt = from_onset(label, pd.factorize(stay)[0], hour)
     d = pd.DataFrame(dict(stay=stay, risk=risk, alert=alert, dt=dt))
     near,by,all_ = (o.groupby('stay', sort=False) for o in (d[~(dt > DT_LATE)], d[alert & (dt <= 0)], d))

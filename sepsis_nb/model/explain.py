@@ -14,9 +14,9 @@ from .stays import Stays
 from .utility import DT_EARLY, from_onset
 
 # %% ../../nbs/model/51_explain.ipynb #b6a781da
-def importance(X, y, names, weight, check, top=12, repeats=3, seed=42)->pd.DataFrame: # weight, check: (n,)
-    """Share of the `gain` in a quick LightGBM fitted with `weight`, most first; of the `top` features the `auroc_drop`,
-    the mean loss when a feature is shuffled `repeats` times in the rows `check`, which have no weight"""
+def importance(X, y, names, weight, check, top=12, repeats=3, seed=42)->pd.DataFrame: # weight, check: (n,) as `y`
+    """Index feature: share of the `gain` in a quick LightGBM, most first; of the `top` ones the `auroc_drop`, the mean
+    loss when it is shuffled `repeats` times in the rows `check` (bool), which have no `weight`"""
     quick = KINDS['LightGBM'].start | dict(n_estimators=150, learning_rate=.06, min_child_samples=50)
     model = fit_model('LightGBM', quick, X, y, weight, seed)
     gain = pd.Series(model.booster_.feature_importance('gain'), pd.Index(names, name='feature'), dtype=float)
@@ -27,7 +27,8 @@ def importance(X, y, names, weight, check, top=12, repeats=3, seed=42)->pd.DataF
         Z[:,j] = rng.permutation(Z[:,j])
         return roc_auc_score(y, raw_risk(model, Z))
     auroc = roc_auc_score(y, raw_risk(model, X))
-    drops = {o:np.mean([auroc-shuffled(list(names).index(o)) for _ in range(repeats)]) for o in gain.index[:top]}
+    def drop(o): return np.mean([auroc-shuffled(list(names).index(o)) for _ in range(repeats)])
+    drops = {o:drop(o) for o in gain.index[:top]}
     return pd.DataFrame(dict(gain=gain/gain.sum(), auroc_drop=gain.index.map(drops)))
 
 # %% ../../nbs/model/51_explain.ipynb #026a751f
@@ -38,9 +39,8 @@ def fold_importance(stays:Stays, fold, weight, seed=42)->pd.DataFrame: # From `p
     return importance(stays.X, stays.y, stays.spec.names, weight*fit_on, (weight > 0) & check, seed=seed)
 
 # %% ../../nbs/model/51_explain.ipynb #ec9f7f05
-def contributions(outcome:Outcome, stays:Stays, fold, rows)->np.ndarray|None: # (len(rows), features+1) log-odds
-    """What each feature contributed to the held-out risk of the rows at some positions, before calibration; the last
-    column is the base. None if this kind of model has none"""
+def contributions(outcome:Outcome, stays:Stays, fold, rows)->np.ndarray|None: # rows: (k,) positions
+    "(k, features+1) log-odds added to the held-out risks before calibration, base last; None: this kind has none"
     explain = KINDS[outcome.name].contributions
     if explain is None: return None
     f,out = fold[stays.who[rows]], np.empty((len(rows), stays.X.shape[1]+1))
@@ -48,9 +48,8 @@ def contributions(outcome:Outcome, stays:Stays, fold, rows)->np.ndarray|None: # 
     return out
 
 # %% ../../nbs/model/51_explain.ipynb #4fda526a
-def shap_table(contrib, X, names)->pd.DataFrame: # Index feature, most first
-    """`shap`, the mean of |`contributions`| (log-odds) of the rows `X`, and whether high values raise the risk:
-    `direction`, −1 to 1, the rank correlation of value and contribution"""
+def shap_table(contrib, X, names)->pd.DataFrame: # (k, features+1) from `contributions`; (k, features)
+    "Index feature, most first: `shap`, mean |log-odds|; `direction`, rank correlation with the value, −1 to 1"
     c,ranks = (pd.DataFrame(o, columns=pd.Index(names, name='feature')) for o in (np.asarray(contrib)[:,:-1], X))
     ranks = (ranks.rank()-ranks.rank().mean()).fillna(0) # not measured: neither high nor low
     with np.errstate(invalid='ignore'): direction = ranks.corrwith(c.rank())
@@ -58,14 +57,14 @@ def shap_table(contrib, X, names)->pd.DataFrame: # Index feature, most first
     return t.sort_values('shap', ascending=False, kind='stable')
 
 # %% ../../nbs/model/51_explain.ipynb #b6cf86b1
-def contribution_table(contrib, x, names)->pd.DataFrame: # Index feature; `contribution` (log-odds), largest first
-    "The eight largest `contributions` to the risk of a row `x`, and each feature's `value` (NaN: not measured)"
+def contribution_table(contrib, x, names)->pd.DataFrame: # (features+1,), (features,) of one row; index feature
+    "The eight largest `contributions` (log-odds), and each feature's `value` (NaN: not measured)"
     order = np.argsort(-np.abs(contrib[:-1]), kind='stable')[:8]
     return pd.DataFrame(dict(value=x[order], contribution=contrib[order]), pd.Index(names, name='feature')[order])
 
 # %% ../../nbs/model/51_explain.ipynb #fb4f1ab9
 def explained_row(hours, risk, alert, label)->int: # (k,) each, of one stay
-    "Which row to explain: the first alert near onset, else the first alert, else the highest risk (near onset)"
+    "Which row to explain, a position: first alert near onset, first alert, highest risk near onset, or of all"
     dt,alert = from_onset(np.asarray(label), np.zeros(len(hours), int), hours), np.asarray(alert, bool)
     near = (dt >= DT_EARLY) & (dt <= 0)
     for k in (alert & near, alert):

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from .metrics import METRICS
 
 # %% ../../nbs/model/45_gate.ipynb #b0342924
-GATED = 'utility', 'auroc', 'auprc'
+GATED = 'utility', 'auroc', 'auprc' # what a run records, and what is compared
 def _pair(base, new, m):
     "Metric `m` in both, a row of `paired`; `ValueError` if they cannot be paired"
     lacks = [w for w,o in (('base', base), ('new', new)) if m not in o['value'] or m not in o['draws']]
@@ -21,20 +21,18 @@ def _pair(base, new, m):
     if not np.isfinite(dn-db).any(): raise ValueError(f'{m}: no draw is a number in both; it cannot be compared')
     lo,hi = np.nanquantile(dn-db, [.025, .975])
     above,below,higher = bool(lo > 0), bool(hi < 0), METRICS[m].higher
-    better,worse = (False, False) if higher is None else (above, below) if higher else (below, above)
+    better,worse = (above, below) if higher else (below, above)
+    if higher is None: better = worse = False
     return dict(base=float(b), new=float(n), diff=float(n-b), lo=lo, hi=hi, worse=worse, better=better)
 
-def paired(
-    base, # Mapping with `value` (metric to number) and `draws` (metric to numbers, one a draw)
-    new,  # The same of the challenger, on the same stays in the same order, same seed
-    metrics=GATED,
-)->pd.DataFrame: # Index metric; `base`, `new`, `diff` (new - base), its `lo` and `hi` (95 %), `worse`, `better`
-    "Difference of two models over the same draws; `worse` or `better` if the whole interval is"
+def paired(base, new, metrics=GATED)->pd.DataFrame: # each with `value` and `draws`, by metric
+    """Index metric: `base`, `new`, `diff` (new − base), its `lo` and `hi` (95 %) over the same draws of the same stays,
+    `worse` or `better` if the whole interval is; `ValueError` if they cannot be paired"""
     return pd.DataFrame.from_dict({m:_pair(base, new, m) for m in metrics}, 'index')
 
 # %% ../../nbs/model/45_gate.ipynb #0824963c
-def gate_record(evaluation, model, value, draws)->dict: # Digest of data, folds, seed, draws; model name; of a `Cohort`
-    "What a later model is compared with, for JSON; draws rounded to a millionth"
+def gate_record(evaluation, model, value, draws)->dict: # evaluation: digest of data, folds, seed …
+    "What a later model is compared with, for JSON: value and draws of a `Cohort`, to a millionth"
     def number(o): return round(float(o), 6) if np.isfinite(o) else None
     return dict(evaluation=evaluation, model=model, value={m:number(value[m]) for m in GATED},
                 draws={m:[number(o) for o in draws[m]] for m in GATED})
@@ -47,8 +45,8 @@ def _gate_of(metrics, which):
     raise ValueError(f'the {which} has no key `gate` with evaluation, value and draws; '
                      'write it by a training run with -p metrics_json FILE')
 
-def gate(base, new)->pd.DataFrame:
-    "`paired` of the metrics JSON of two runs, base first; `ValueError` if they were not evaluated alike"
+def gate(base, new)->pd.DataFrame: # metrics JSON of two runs, as dicts
+    "`paired` of two runs; `ValueError` if one has no key `gate`, or they were not evaluated alike"
     b,n = _gate_of(base, 'base'),_gate_of(new, 'new run')
     if b['evaluation'] != n['evaluation']:
         raise ValueError(f"base was evaluated as {b['evaluation']}, the new run as {n['evaluation']}: other data, "

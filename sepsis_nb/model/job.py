@@ -6,11 +6,12 @@
 __all__ = ['MODELS', 'PAGES', 'PARAMETERS', 'Job', 'check_names', 'assigned', 'page_job', 'check_places']
 
 # %% ../../nbs/model/71_job.ipynb #5d328263
-import re
+import os, re
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
-from ..features import SEED_SPEC, SPECS
+from ..features import FeatureSpec, SEED_SPEC, SPECS
 from .registry import check_store
 from ..settings import Settings
 
@@ -22,36 +23,58 @@ def _as(kind, value, name):
     except (TypeError, ValueError): raise ValueError(
         f"parameter {name} is '{value}', expected {'a whole ' if kind is int else 'a '}number") from None
 
+# %% ../../nbs/model/71_job.ipynb #dc25018a
+def _spec_file(path):
+    "The spec in a file that `FeatureSpec.to_json` wrote"
+    file = Path(path).expanduser()
+    if not file.is_file(): raise ValueError(
+        f"parameter features: '{path}' is unknown; known are {', '.join(SPECS)}, or a file with a spec's JSON")
+    try: return FeatureSpec.from_json(file.read_text(encoding='utf-8'))
+    except ValueError as e: raise ValueError(f'parameter features: {file}: {e}') from None
+
+def _check_values(job):
+    "`ValueError` for the first value of a job that is not possible"
+    for name,known,found in (('protocol', PAGES, [job.protocol]), ('models', MODELS, job.names or ['']),
+                             ('register', ('true', 'false', ''), [job.register.lower()])):
+        if unknown := [o for o in found if o not in known]: raise ValueError(
+            f"parameter {name}: '{unknown[0]}' is unknown; known are {', '.join(known)}")
+    for k,ok,expected in (('folds', job.folds >= 3, 'at least 3'), ('seed', job.seed >= 0, 'at least 0'),
+                          ('search_iter', job.search_iter >= 1, 'at least 1'),
+                          ('alert_budget', job.alert_budget > 0, 'alerts per patient-day above 0'),
+                          ('precision_floor', 0 <= job.precision_floor < 1, 'a share from 0 to below 1')):
+        if not ok: raise ValueError(f'parameter {k} is {getattr(job, k)}, expected {expected}')
+    if job.protocol == 'patient': job.base_spec.plus(job.extra, 'parameter extra: ')
+
+# %% ../../nbs/model/71_job.ipynb #035264eb
 @dataclass(frozen=True)
 class Job:
     "What one run is asked to do; `ValueError` names the first value that is not possible"
     data:str = 'sample'         # Path, several separated by commas, or sample
     external:str = ''           # Path of a data set that is only ever tested on; empty: none
     protocol:str = 'patient'    # patient, or seed: the original study
-    features:str = 'full'       # monitor4, vitals or full; protocol seed always uses monitor4
+    features:str = 'full'       # monitor4, vitals, full, or a file with a spec's JSON; protocol seed has its own
+    extra:str = ''              # More features as expressions, see `rows.spec.parse_features`; empty: none
     models:str = 'LightGBM,RandomForest,XGBoost'
     folds:int = 5               # At least 3: one to test, one to choose on, the rest to fit
     search_iter:int = 1         # Candidates a model, the first of them a known good start; at least 1
     seed:int = 42               # Of folds, models, search and bootstrap; at least 0
     alert_budget:float = .2     # Alerts per patient-day at most, above 0
     precision_floor:float = .15 # Least share of alerted stays that are septic, at its lower confidence bound, in [0, 1)
+    register:str = ''           # true or false; empty: true, but false where the page runs in JupyterLab
     tracking_uri:str = ''       # MLflow store; empty: from the settings
     metrics_json:str = ''       # File for the metrics; empty: none
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, _as(f.type, getattr(self, f.name), f.name))
-        for name,known,found in (('protocol', PAGES, [self.protocol]), ('features', SPECS, [self.features]),
-                                 ('models', MODELS, self.names or [''])):
-            if unknown := [o for o in found if o not in known]: raise ValueError(
-                f"parameter {name}: '{unknown[0]}' is unknown; known are {', '.join(known)}")
-        for k,ok,expected in (('folds', self.folds >= 3, 'at least 3'), ('seed', self.seed >= 0, 'at least 0'),
-                              ('search_iter', self.search_iter >= 1, 'at least 1'),
-                              ('alert_budget', self.alert_budget > 0, 'alerts per patient-day above 0'),
-                              ('precision_floor', 0 <= self.precision_floor < 1, 'a share from 0 to below 1')):
-            if not ok: raise ValueError(f'parameter {k} is {getattr(self, k)}, expected {expected}')
+        _check_values(self)
     @property
     def names(self): return list(dict.fromkeys(n.strip() for n in self.models.split(',') if n.strip()))
+    @cached_property
+    def base_spec(self): return SPECS.get(self.features) or _spec_file(self.features)
     @property
-    def spec(self): return SEED_SPEC if self.protocol == 'seed' else SPECS[self.features]
+    def spec(self): return SEED_SPEC if self.protocol == 'seed' else self.base_spec.plus(self.extra)
+    @property
+    def registers(self): # JupyterLab tells its kernels which notebook they run
+        return self.register.lower() == 'true' or not self.register and 'JPY_SESSION_NAME' not in os.environ
 
 # %% ../../nbs/model/71_job.ipynb #9777fc40
 PARAMETERS = [f.name for f in fields(Job)]

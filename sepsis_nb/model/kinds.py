@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRUSTED', 'KINDS', 'log', 'ModelKind', 'two_columns', 'predict_both', 'raw_risk', 'model_columns', 'mean_booster',
-           'read_skops', 'log_fitted', 'candidates', 'ConstantModel', 'fit_model', 'fit_bag', 'in_threads']
+           'read_skops', 'sklearn_kind', 'log_fitted', 'candidates', 'ConstantModel', 'fit_model', 'fit_bag',
+           'in_threads']
 
 # %% ../../nbs/model/20_kinds.ipynb #d6ba2b0a
 import logging, numpy as np, re
@@ -12,6 +13,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from types import SimpleNamespace
 from .registry import RegistryError
 from .stays import Stays, sample_weights
 
@@ -28,12 +30,14 @@ class ModelKind:
     grid:dict          # Values around `start` that the search tries
     log_args:dict = field(default_factory=dict) # For `log_model` of MLflow's flavour
     merge:object = None         # (fitted classifiers) -> one model of their mean; None: not possible
+    build:object = None         # (seed, **parameters) -> unfitted classifier; None: the class `estimator`
     contributions:object = None # (model, X) -> (n, features+1) log-odds, the last column the base; None: not known
     library = property(lambda self: self.estimator.partition('.')[0], doc="MLflow's flavour has the same name")
     def make(self, params, seed): # params: `bags` belongs to `fit_bag`
         "Unfitted classifier on one thread"
         module,_,cls = self.estimator.rpartition('.')
         params = self.fixed | {k:v for k,v in params.items() if k != 'bags'}
+        if self.build: return self.build(seed, **params)
         return getattr(import_module(module), cls)(n_jobs=1, random_state=seed, **params)
 
 # %% ../../nbs/model/20_kinds.ipynb #proba_code
@@ -82,7 +86,8 @@ _LIGHTGBM = ModelKind('LightGBM', 'lightgbm.LGBMClassifier', ('lightgbm',), _rea
     contributions=lambda model, X: model.predict(X, pred_contrib=True, num_threads=1))
 
 # %% ../../nbs/model/20_kinds.ipynb #rf_skops
-TRUSTED = ['sklearn.tree._tree.Tree'] # beyond what skops trusts by itself; extend only for types without own code
+# beyond what skops trusts by itself; extend only for types without own code
+TRUSTED = ['sklearn.tree._tree.Tree', 'sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor', 'numpy.dtype']
 def read_skops(path):
     "The object in a skops file; `RegistryError` names types that could run code"
     import skops.io
@@ -98,11 +103,19 @@ def _read_sklearn(path):
     bare.n_jobs = 1
     return m, bare.predict_proba
 
-_FOREST = ModelKind('RandomForest', 'sklearn.ensemble.RandomForestClassifier', ('scikit-learn', 'skops'), _read_sklearn,
-    fixed={},
-    start=dict(n_estimators=40, max_depth=8, min_samples_leaf=50, max_features=12),
-    grid=dict(max_depth=[6, 8, 12], min_samples_leaf=[20, 50, 100], max_features=[6, 12, 24]),
-    log_args=dict(serialization_format='skops', skops_trusted_types=TRUSTED, pyfunc_predict_fn='predict_proba'))
+def sklearn_kind(
+    name:str,
+    start:dict,      # Parameters that are known to be good
+    build=None,      # (seed, **parameters) -> unfitted classifier or pipeline; None: a `RandomForestClassifier`
+    grid=None,       # Values around `start` that the search tries; None: no others
+)->ModelKind:
+    "A kind of scikit-learn's own models, in files without pickle; its inputs have gaps (NaN)"
+    args = dict(serialization_format='skops', skops_trusted_types=TRUSTED, pyfunc_predict_fn='predict_proba')
+    return ModelKind(name, 'sklearn.ensemble.RandomForestClassifier', ('scikit-learn', 'skops'), _read_sklearn, {},
+                     start, grid or {}, args, build=build)
+
+_FOREST = sklearn_kind('RandomForest', dict(n_estimators=40, max_depth=8, min_samples_leaf=50, max_features=12),
+    grid=dict(max_depth=[6, 8, 12], min_samples_leaf=[20, 50, 100], max_features=[6, 12, 24]))
 
 # %% ../../nbs/model/20_kinds.ipynb #xgb_code
 def _read_xgboost(path):
@@ -111,25 +124,44 @@ def _read_xgboost(path):
     rounds = 0, int(m.attr('best_iteration') or -1)+1
     return m, lambda X: two_columns(m.inplace_predict(X, iteration_range=rounds))
 
+def _xgboost_contributions(model, X):
+    import xgboost
+    model = model.get_booster() if hasattr(model, 'get_booster') else model
+    rounds = 0, int(model.attr('best_iteration') or -1)+1
+    matrix = xgboost.DMatrix(X)
+    return model.predict(matrix, pred_contribs=True, iteration_range=rounds, validate_features=False).astype(float)
+
 _XGBOOST = ModelKind('XGBoost', 'xgboost.XGBClassifier', ('xgboost-cpu',), _read_xgboost,
     fixed=dict(subsample=.8, max_bin=64),
     start=dict(n_estimators=120, max_depth=3, learning_rate=.08, min_child_weight=20, colsample_bytree=.2),
     grid=dict(max_depth=[2, 3, 4, 5], learning_rate=[.05, .08, .12], min_child_weight=[5, 20, 100],
               colsample_bytree=[.1, .2, .4]),
-    log_args=dict(model_format='json'))
+    log_args=dict(model_format='json'), contributions=_xgboost_contributions)
 
 # %% ../../nbs/model/20_kinds.ipynb #kinds_code
 class _Kinds(dict):
     def __missing__(self, name): raise ValueError(f"unknown kind of model '{name}'; known are {', '.join(self)}")
 KINDS = _Kinds({o.name:o for o in (_LIGHTGBM, _FOREST, _XGBOOST)})
-def log_fitted(model, **kw): # kw: for MLflow's `log_model`: name, signature …
+def _saved(flavour, model, loader):
+    "What MLflow's `Model.log` calls: saves the model in a flavour, and names the `loader` of its pyfunc"
+    def save_model(path, mlflow_model, **kw):
+        flavour.save_model(model, path, mlflow_model=mlflow_model, **kw)
+        if not loader: return
+        own = mlflow_model.flavors['python_function']
+        mlflow_model.flavors['python_function'] = dict(loader_module=loader, python_version=own['python_version'],
+                                                       env=own['env'])
+        mlflow_model.save(f'{path}/MLmodel')
+    return SimpleNamespace(save_model=save_model, __name__=flavour.__name__)
+
+def log_fitted(model, loader='', **kw): # loader: module of the pyfunc, empty: MLflow's; kw: of `Model.log`: name …
     "Log a fitted object into the active MLflow run; MLflow's description of it; `TypeError` if no kind has its library"
     library,known = type(model).__module__.partition('.')[0], {k.library:k for k in KINDS.values()}
     if library not in known: raise TypeError(
         f'a {type(model).__name__} of {library} is no model; expected one of {", ".join(known)}')
     flavour,packages = import_module(f'mlflow.{library}'), [*known[library].requirements, 'numpy', 'pandas']
     kw = known[library].log_args | kw
-    return flavour.log_model(getattr(model, 'booster_', model), pip_requirements=packages, **kw)
+    from mlflow.models import Model
+    return Model.log(None, _saved(flavour, getattr(model, 'booster_', model), loader), pip_requirements=packages, **kw)
 
 # %% ../../nbs/model/20_kinds.ipynb #0c488b0f
 def candidates(name:str, n:int=1, seed:int=42)->list: # name: one of `KINDS`; n: how many, at most all of the grid
@@ -150,7 +182,8 @@ class ConstantModel:
 def fit_model(name, params, X, y, weight, seed=42): # X: (n, features); y: (n,) 0/1, NaN only where weight (n,) is 0
     "Classifier fitted to the rows with weight; with a single class in them, a `ConstantModel`"
     model,k = KINDS[name].make(params, seed), weight > 0
-    if len(set(y[k])) > 1: return model.fit(X[k], y[k], sample_weight=weight[k])
+    last = f'{model.steps[-1][0]}__' if hasattr(model, 'steps') else '' # a pipeline hands weights to a step by name
+    if len(set(y[k])) > 1: return model.fit(X[k], y[k], **{f'{last}sample_weight':weight[k]})
     log.warning('rows of one class only: %s always predicts %g', name, y[k][0])
     return ConstantModel(y[k][0])
 

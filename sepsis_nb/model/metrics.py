@@ -23,6 +23,7 @@ class Metric:
     higher:bool|None = None   # Whether higher is better; None: neither
     digits:int = 3            # After the point
     share:bool = False        # Shown in percent
+    of:object = None          # (`Cohort`, how often each stay counts) -> number; None: `Cohort` itself computes it
 
 METRICS = {m.name:m for m in (
     Metric('utility', 'utility', True), Metric('auroc', 'AUROC', True), Metric('auprc', 'AUPRC', True),
@@ -36,16 +37,17 @@ METRICS = {m.name:m for m in (
     Metric('lead_time_median', 'median lead time (h)', True, 1))}
 
 # %% ../../nbs/model/44_metrics.ipynb #1fda69bd
-def _median(values, weight):
+def _median(values, weight): # (n,) each
     "Median of sorted `values`, each counted `weight` times; NaN if none is"
     c = np.cumsum(weight)
     if not len(c) or c[-1] == 0: return np.nan
-    return float(values[np.searchsorted(c, c[-1]/2, 'left')] + values[np.searchsorted(c, c[-1]/2, 'right')])/2
+    lo,hi = (values[np.searchsorted(c, c[-1]/2, side)] for side in ('left', 'right'))
+    return float(lo+hi)/2
 
 # %% ../../nbs/model/44_metrics.ipynb #c4a9f72f
 class _Sliced:
-    "Rows in narrow slices of the logit: calibration under other weights is a fit to some thousand counts"
-    def __init__(self, label, risk, who):
+    "Rows in narrow slices of the logit, so that another weighting is a fit to some thousand counts"
+    def __init__(self, label, risk, who): # (n,) 0/1; risk in [0, 1]; int, whose row it is
         from scipy.sparse import csr_array
         x = logit(risk)
         col = np.unique(((x-x.min())*(4000/max(np.ptp(x), 1e-9))).astype(int), return_inverse=True)[1]
@@ -58,8 +60,8 @@ class _Sliced:
         return logistic_fit(x, pos, n, True)[1], logistic_fit(x, pos, n, False)[0]
 
 # %% ../../nbs/model/44_metrics.ipynb #ceef64b5
-def _level_sums(label, risk, positive, code, u):
-    "(stays, 6) gain and room of the utility, hits, labels and positives, rows with a label, squared error"
+def _level_sums(label, risk, positive, code, u): # (cells,) each; u: (cells, 2) from `utility_at`
+    "(stays, 6) gain and room of the utility, hits, labels + positives, labelled rows, squared error"
     k,y = ~np.isnan(label),label == 1
     cols = (np.where(positive, u[:,1]-u[:,0], 0), u.max(1)-u[:,0], y & positive, k*(y*1.+positive), k,
             np.where(k, (risk-y)**2, 0))
@@ -67,7 +69,7 @@ def _level_sums(label, risk, positive, code, u):
 
 # %% ../../nbs/model/44_metrics.ipynb #3df3630b
 class Cohort:
-    "Stays of one evaluation, sorted and summed once; called with weights of the stays: the metrics of that resample"
+    "Stays of one evaluation, sorted and summed once; called with weights of stays, their metrics"
     def __init__(self, label, risk, positive, stay, hour=None, alert=None, patient=None): # As `evaluate`
         g,label = labelled_grid(label, stay, hour)
         risk,positive,known = g.take(risk),g.take(np.asarray(positive, bool)),~np.isnan(label)
@@ -94,7 +96,7 @@ class Cohort:
 
 # %% ../../nbs/model/44_metrics.ipynb #650cfd11
 @patch
-def __call__(self:Cohort, k): # (stays,) how often each stay is in the resample, in order of appearance
+def __call__(self:Cohort, k): # (stays,) how often each is in the resample, as they appear
     "Metrics of a resample, name to value; NaN where there is nothing to count"
     gain,room,hit,either,rows,sq = k@self.level
     out = dict(zip(('auroc', 'auprc'), self.ranked(k))) | burden_metrics(*(k@self.alerts))
@@ -103,6 +105,7 @@ def __call__(self:Cohort, k): # (stays,) how often each stay is in the resample,
     if self.probable:
         out |= dict(zip(('cal_slope', 'cal_intercept'), self.sliced(k)))
         out |= dict(brier=ratio(sq, rows), ece=np.abs(k@self.off).sum()/rows)
+    out |= {m.name:m.of(self, k) for m in METRICS.values() if m.of}
     return {m:float(out.get(m, np.nan)) for m in METRICS}
 
 # %% ../../nbs/model/44_metrics.ipynb #8e38059b
@@ -114,11 +117,12 @@ def values(self:Cohort)->pd.Series:
     y,r,a = self.rows
     out = self(np.ones(len(self.level)))
     out |= dict(auroc=roc_auc_score(y, r), auprc=average_precision_score(y, r), f1=f1_score(y, a))
-    if self.probable: out |= dict(zip(('cal_slope', 'cal_intercept'), calibration(y, r)), brier=brier_score_loss(y, r))
+    if self.probable:
+        out |= dict(zip(('cal_slope', 'cal_intercept'), calibration(y, r)), brier=brier_score_loss(y, r))
     return pd.Series(out, name='value')
 @patch
 def draws(self:Cohort, n, seed, progress=lambda it, **kw: it)->pd.DataFrame: # As in `evaluate`
-    "Metrics of `n` resamples of the patients, a row each, columns `METRICS`; NaN where there is nothing to count"
+    "Metrics of `n` resamples of the patients, a row each, columns `METRICS`; NaN: nothing to count"
     each = progress(resamples(1+self.patient.max(), n, seed), total=n, desc='bootstrap')
     return pd.DataFrame([self(k[self.patient]) for k in each], columns=list(METRICS))
 
@@ -140,6 +144,6 @@ def evaluate(
     n=200, seed=42, # Resamples; 0: no interval
     progress=lambda it, **kw: it, # Wraps the resamples, e.g. tqdm
 )->pd.DataFrame:  # Index `METRICS`; columns `value`, `lo`, `hi` (95 %)
-    "All metrics with their interval over patients; `ValueError` if the labels have one class"
+    "All metrics with their interval over patients; `ValueError` if labels have one class or a risk is missing"
     cohort = Cohort(label, risk, positive, stay, hour, alert, patient)
     return intervals(cohort.values(), cohort.draws(n, seed, progress)) if n else pd.DataFrame(cohort.values())

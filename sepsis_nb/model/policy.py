@@ -32,16 +32,16 @@ class Policy:
     def never(self): return self.alert_threshold > 1 # no risk reaches it
 
 # %% ../../nbs/model/31_policy.ipynb #fe3dc7f6
-def threshold_policy(threshold)->Policy:
+def threshold_policy(threshold)->Policy: # Calibrated risk; above 1: never
     "Alert whenever the risk rises to `threshold`"
     return Policy(float(threshold), float(threshold), why='alerts at each rise to the threshold; no budget was set')
 
-def never_policy(why, **kw): # kw: budget, floor …
+def never_policy(why, **kw): # kw: other fields, such as `budget`
     "A policy without alerts, and its reason"
     return Policy(2., 2., why=why, **kw)
 
 # %% ../../nbs/model/31_policy.ipynb #e945607e
-_ALERTING,_ALERTED_AT,_STAY,STATE = range(4) # 0/1, hour of the last alert, number of the stay; numbers in a state
+_ALERTING,_ALERTED_AT,_STAY,STATE = range(4) # 0/1; hour of the last alert; number of the stay; size of a state
 def new_policy_states(k):
     "(k, STATE) float64: states of `k` patients of whom the policy knows nothing"
     return np.tile([0., np.nan, np.nan], (k, 1))
@@ -60,10 +60,11 @@ def _apply(states, who, hour, stay, risk, indeterminate, at, clear, rest, out):
 # %% ../../nbs/model/31_policy.ipynb #13a6ac94
 def apply_policy(
     policy, states,           # (k, STATE) float64 from `new_policy_states`; updated in place
-    who, hour, stay,          # (n,) row of `states`; from the fold: whole hours on the stay's clock, number of the stay
+    who,                      # (n,) int, row of `states`
+    hour, stay,               # (n,) from the fold: whole hours on the stay's clock; number of the stay
     risk, indeterminate=None, # (n,) calibrated; bool, None: none is
-)->np.ndarray:                # (n,) bool
-    "At which rows there is an alert, in their order of arrival; `ValueError` if lengths differ or an hour is missing"
+)->np.ndarray:                # (n,) bool, in order of arrival
+    "At which rows there is an alert; `ValueError` if lengths differ or an hour is missing"
     if indeterminate is None: indeterminate = np.zeros(len(who))
     lengths = [len(o) for o in (who, hour, stay, risk, indeterminate)]
     if len(set(lengths)) > 1: raise ValueError(
@@ -74,8 +75,9 @@ def apply_policy(
            np.asarray(indeterminate, bool), policy.alert_threshold, policy.clear_threshold, policy.refractory_h, out)
     return out
 
+# %% ../../nbs/model/31_policy.ipynb #e35c31c0
 def table_alerts(
-    policy, who, hour, stay,  # (n,) patient; hour, None: rows are one hour apart; number of the stay, or one for all
+    policy, who, hour, stay,  # (n,) patient; hour, None: one a row; number of the stay, or one for all
     risk, indeterminate=None, # As in `apply_policy`
 )->np.ndarray:                # (n,) bool
     "At which rows of a table there is an alert"
@@ -84,7 +86,7 @@ def table_alerts(
     return apply_policy(policy, new_policy_states(1+max(who, default=-1)), who, hour, stay, risk, indeterminate)
 
 # %% ../../nbs/model/31_policy.ipynb #9e1a16eb
-def _evidence(septic, alerts, days):
+def _evidence(septic, alerts, days): # (stays,) bool; alerts; days observed
     "Figures of a policy from sums over each stay"
     from scipy.stats import beta, norm
     n,burden,alerted = len(septic), alerts.sum()/days.sum(), alerts > 0
@@ -92,21 +94,21 @@ def _evidence(septic, alerts, days):
     lo,hi = burden+np.array([-1, 1])*norm.ppf((1+Policy.confidence)/2)*se
     m,hits = int(alerted.sum()), int((alerted & septic).sum())
     # binomtest's bound, 50 times as fast
-    bound = None if not m else float(beta.ppf(1-Policy.confidence, hits, m-hits+1)) if hits else 0.
+    bound = float(beta.ppf(1-Policy.confidence, hits, m-hits+1)) if hits else 0.
     return dict(stays=n, septic=int(septic.sum()), days=float(days.sum()), alerts=int(alerts.sum()),
                 burden=float(burden), burden_lo=float(max(lo, 0)), burden_hi=float(hi),
-                alerted=m, hits=hits, ppv=hits/m if m else None, ppv_lo=bound,
+                alerted=m, hits=hits, ppv=hits/m if m else None, ppv_lo=bound if m else None,
                 sensitivity=hits/int(septic.sum()) if septic.any() else None)
 
-def policy_evidence(label, alert, stay, hour=None)->dict: # alert: (n,) bool; others as in `choose_policy`
-    "stays, septic, days, alerts, burden…, alerted, hits, ppv…, sensitivity on labelled patients; None: undefined"
+def policy_evidence(label, alert, stay, hour=None)->dict: # (n,) as of `evaluate`
+    "stays, septic, days, alerts, burden…, alerted, hits, ppv…, sensitivity, of all stays given; None: undefined"
     code = pd.factorize(np.asarray(stay))[0]
     septic = np.bincount(code, np.asarray(label, float) == 1) > 0
     return _evidence(septic, np.bincount(code, alert), patient_days(stay, hour))
 
 # %% ../../nbs/model/31_policy.ipynb #558a04f7
 _LEAST = 50 # stays that reach the highest threshold, or 2 % if that is more; fewer show little about the PPV
-def candidate_thresholds(risk, stay, indeterminate)->np.ndarray:
+def candidate_thresholds(risk, stay, indeterminate)->np.ndarray: # (n,); indeterminate: bool
     "At most 60 falling risks that a few to all stays ever reach, in even steps of the logarithm"
     top = pd.Series(np.where(indeterminate, np.nan, risk)).groupby(np.asarray(stay)).max().dropna().to_numpy()
     if len(top) < _LEAST: return np.array([])
@@ -114,14 +116,14 @@ def candidate_thresholds(risk, stay, indeterminate)->np.ndarray:
     return np.unique(np.sort(top)[::-1][at])[::-1]
 
 # %% ../../nbs/model/31_policy.ipynb #d634a6d7
-def hysteresis(alert_threshold, keep=.8):
-    "The clear threshold of an alert threshold: the patient stays alerting down to `keep` of its odds"
+def hysteresis(alert_threshold, keep=.8): # Risk; share of its odds
+    "The clear threshold of an alert threshold: the patient is alerting down to `keep` of its odds"
     return alert_threshold*keep/(1-alert_threshold+alert_threshold*keep)
 
 # %% ../../nbs/model/31_policy.ipynb #29a45be4
 REFRACTORY_H = 12. # h after an alert without another
 def try_thresholds(label, risk, stay, hour, indeterminate, thresholds, refractory_h=REFRACTORY_H, keep=.8):
-    "What each threshold would cost and buy, one row each; arguments as `choose_policy`, `thresholds` falling"
+    "`threshold` and `policy_evidence` of each, one row each; arguments as `choose_policy` and `hysteresis`"
     code = pd.factorize(np.asarray(stay))[0]
     septic,days = np.bincount(code, np.asarray(label, float) == 1) > 0, patient_days(stay, hour)
     def one(at):
@@ -136,15 +138,16 @@ def _first_failure(t, budget, floor):
     if not fails.any(): return len(t), 'and no lower threshold was left to try'
     k = int(fails.to_numpy().argmax())
     o = t.iloc[k]
-    return k, (f'the next lower one has {o.alerts:.0f} alerts in {o.days:.0f} patient-days' if o.burden > budget else
-               f'at the next lower one the bound is {o.ppv_lo:.3f} ({o.hits:.0f} of {o.alerted:.0f} alerted stays)')
+    if o.burden > budget: return k, f'the next lower one has {o.alerts:.0f} alerts in {o.days:.0f} patient-days'
+    return k, (f'at the next lower one the bound is {o.ppv_lo:.3f} '
+               f'({o.hits:.0f} of {o.alerted:.0f} alerted stays)')
 
 # %% ../../nbs/model/31_policy.ipynb #d75d38e3
 def choose_policy(
     label, risk, stay, hour=None, # (n,) as of `evaluate`, of patients that the model was not fitted on
     indeterminate=None,           # (n,) bool, rows that never alert
     budget=.2,                    # Alerts per patient-day at most: two a day on a ward of ten
-    floor=.15,                    # Share of alerted stays that are septic, at least, at its lower bound
+    floor=.15,                    # PPV per alerted stay at least, at its lower bound
 )->tuple: # (`Policy`, table of the thresholds tried; `holds` marks those in the sequence)
     "The lowest threshold that budget and PPV floor allow; `never_policy` with the reason if there is none"
     indeterminate = np.zeros(len(risk), bool) if indeterminate is None else np.asarray(indeterminate, bool)
@@ -164,15 +167,16 @@ def choose_policy(
     return Policy(at, hysteresis(at), evidence=best, why=f'lowest threshold with {want}; {end}', **given), t
 
 # %% ../../nbs/model/31_policy.ipynb #26573c3c
-def policy_targets(policy, found)->pd.DataFrame: # Columns target, found, lo, hi, verdict (met, open, missed)
-    "Budget and floor against `policy_evidence` of other patients; `ValueError` if the policy was not chosen by them"
+def policy_targets(policy, found)->pd.DataFrame: # found: `policy_evidence` of other patients
+    "`target`, `found`, `lo`, `hi`, `verdict` (met, open, missed); `ValueError` if the policy has no targets"
     if policy.budget is None or policy.floor is None: raise ValueError(
         f'this policy has no targets ({policy.why}); choose one with `choose_policy`')
     from scipy.stats import binomtest
     n,b,p,budget,floor = found['alerted'], found['burden'], found['ppv'], policy.budget, policy.floor
     lo,hi = binomtest(found['hits'], n).proportion_ci(policy.confidence) if n else (0., 1.)
     def row(target, found, lo, hi, met, missed):
-        return dict(target=target, found=found, lo=lo, hi=hi, verdict='met' if met else 'missed' if missed else 'open')
+        verdict = 'met' if met else 'missed' if missed else 'open'
+        return dict(target=target, found=found, lo=lo, hi=hi, verdict=verdict)
     rows = [row(budget, b, found['burden_lo'], found['burden_hi'], b <= budget, found['burden_lo'] > budget),
             row(floor, p, lo, hi, not n or p >= floor, hi < floor)]
     return pd.DataFrame(rows, index=['alerts per patient-day', 'septic among alerted stays'])

@@ -40,24 +40,16 @@ def check_store(uri:str, create:bool=False): # uri: MLflow's tracking URI; creat
 QUIET = dict(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false', MLFLOW_DISABLE_TELEMETRY='true',
              MLFLOW_HTTP_REQUEST_TIMEOUT='20', MLFLOW_HTTP_REQUEST_MAX_RETRIES='2') # 20 s; by default up to 16 min
 
-def _use(tracking, registry):
-    import mlflow
-    mlflow.set_tracking_uri(tracking)
-    mlflow.set_registry_uri(registry)
-
 @contextmanager
 def at_store(uri:str, create:bool=False): # as for `check_store`
-    "Run the body with `uri` as MLflow's store and its registry, then put back what was set; yields an `MlflowClient`"
+    "Yields an `MlflowClient` of the store `uri` and its registry; what MLflow finds wrong is a `RegistryError`"
     check_store(uri, create)
     for k,v in QUIET.items(): os.environ.setdefault(k, v)
     import mlflow
     for o in ('mlflow.store.db.utils', 'alembic'): logging.getLogger(o).setLevel(logging.WARNING)
-    was = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-    _use(uri, uri)
-    try: yield mlflow.MlflowClient()
+    try: yield mlflow.MlflowClient(uri, uri)
     except mlflow.MlflowException as e:
         raise RegistryError(f'MLflow store {uri}: {str(e).splitlines()[0][:300]}') from None
-    finally: _use(*was)
 
 # %% ../../nbs/model/61_registry.ipynb #8b35d260
 def use_store(tracking_uri:str, experiment:str)->str: # both are made if they are not there
@@ -71,7 +63,7 @@ def use_store(tracking_uri:str, experiment:str)->str: # both are made if they ar
             f'`mlflow experiments restore -x {found.experiment_id}`, or set [mlflow] experiment')
         id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
     import mlflow
-    _use(tracking_uri, tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(experiment_id=id)
     return id
 
@@ -99,16 +91,24 @@ def log_gate(gate:dict): # from `model.gate.gate_record`
 
 def read_gate(client, run_id:str, name:str)->dict|None: # client: from `at_store`; name: of the model within the run
     "What `log_gate` logged; None: the run has none of this model, or was deleted for good"
-    from mlflow import MlflowException, artifacts
+    from mlflow import MlflowException
     try: files = {o.path for o in client.list_artifacts(run_id)}
     except MlflowException as e:
         if e.error_code != 'RESOURCE_DOES_NOT_EXIST': raise
         return None
-    gate = artifacts.load_dict(f'runs:/{run_id}/{GATE}') if GATE in files else {}
+    if GATE not in files: return None
+    with tempfile.TemporaryDirectory() as d:
+        gate = json.loads(Path(client.download_artifacts(run_id, GATE, d)).read_text())
     return gate if gate.get('model') == name else None
 
 # %% ../../nbs/model/61_registry.ipynb #7dff3a83
-def register(run_id:str, name:str, score:float, evaluation:str)->tuple: # name: of the model within the run
+def register(
+    run_id:str, name:str, # Run, and name of the model within it
+    score:float,          # By which it is compared
+    evaluation:str,       # Digest of what the score was measured on
+    description='',       # For MLflow's page of the version, Markdown
+    more=None,            # More tags of the version
+)->tuple:
     "Register a logged model as `sepsis`; its version, whether `champion_decision` moves `champion` to it, and why"
     import mlflow
     with at_store(mlflow.get_tracking_uri()) as client:
@@ -119,8 +119,9 @@ def register(run_id:str, name:str, score:float, evaluation:str)->tuple: # name: 
         best = client.get_model_version('sepsis', at) if at else None
         gates = best and (read_gate(client, best.run_id, best.tags.get('artifact')), read_gate(client, run_id, name))
         moves,why = champion_decision(best and best.tags, score, evaluation, gates or (None, None))
-        tags = dict(score=repr(float(score)), evaluation=evaluation, artifact=name)
-        new = client.create_model_version('sepsis', f'models:/{id}', run_id=run_id, model_id=id, tags=tags)
+        tags = dict(score=repr(float(score)), evaluation=evaluation, artifact=name, gate=why) | (more or {})
+        new = client.create_model_version('sepsis', f'models:/{id}', run_id=run_id, model_id=id, tags=tags,
+                                          description=description)
         if moves: client.set_registered_model_alias('sepsis', 'champion', new.version)
     return str(new.version), moves, why
 
@@ -165,6 +166,18 @@ def resolve(uri:str, store:str='')->Ref: # uri: see `_ADDRESS`; store: tracking 
     return Ref(uri, source.rsplit('/', 1)[-1], f"models:/{m['name']}/{v}", m['name'], str(v), run_id)
 
 # %% ../../nbs/model/61_registry.ipynb #887eab7a
+# MLflow itself asks the store that is set, whatever it is told
+def _location(client, source):
+    "Where the files of a models:/ or runs:/ address are; a runs:/ address without a logged model stays as it is"
+    kind,_,rest = source.partition(':/')
+    a,_,b = rest.partition('/')
+    if kind == 'runs':
+        id = client.get_run(a).data.tags.get(f'sepsis.model.{b}')
+        return client.get_logged_model(id).artifact_location if id else source
+    if kind != 'models': return source
+    if b: return _location(client, client.get_model_version_download_uri(a, b))
+    return client.get_logged_model(a).artifact_location
+
 def fetch(ref:Ref, store:str, cache:Path)->Path: # cache: folder of models already fetched
     "Folder with a local copy of a logged model; `RegistryError` if the store does not have it"
     home = Path(cache)/'models'/ref.key
@@ -172,9 +185,9 @@ def fetch(ref:Ref, store:str, cache:Path)->Path: # cache: folder of models alrea
     home.parent.mkdir(parents=True, exist_ok=True)
     part = tempfile.TemporaryDirectory(dir=home.parent, prefix='.part-', ignore_cleanup_errors=True)
     try:
-        with part as folder, at_store(store):
-            import mlflow
-            got = Path(mlflow.artifacts.download_artifacts(ref.source, dst_path=folder))
+        with part as folder, at_store(store) as client:
+            from mlflow.artifacts import download_artifacts
+            got = Path(download_artifacts(_location(client, ref.source), dst_path=folder, tracking_uri=store))
             if not (got/'MLmodel').is_file(): raise RegistryError('it holds no MLflow model')
             try: got.rename(home)
             except OSError: # another process was first, with the same bytes

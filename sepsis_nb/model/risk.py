@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 # %% ../../nbs/model/30_risk.ipynb #ab5c5b31
 @njit(cache=True, error_model='numpy')
 def _recalibrate(p, slope, intercept, out):
-    for i in range(len(p)): # one scalar at a time: numpy's vector loops may round a row differently in another batch
+    for i in range(len(p)): # one at a time: numpy's vector loops may round otherwise in another batch
         q = p[i]
         if not 0. < q < 1.: out[i] = q
         else: out[i] = 1./(1.+math.exp(-(intercept+slope*(math.log(q)-math.log1p(-q)))))
 
 @dataclass(frozen=True)
 class Calibration:
-    "Recalibration of log-odds: p' = sigmoid(intercept + slope·logit(p)); the default changes nothing"
+    "Recalibration of log-odds: p' = sigmoid(intercept + slope·logit(p)); default: no change"
     slope:float = 1.     # < 1 pulls overconfident risks together
     intercept:float = 0. # < 0 lowers all risks
     def __post_init__(self):
@@ -56,7 +56,7 @@ def fit_calibration(label, p)->Calibration: # (n,) 0/1 of held-out rows, NaN: le
 # %% ../../nbs/model/30_risk.ipynb #dd9bf27c
 @dataclass(frozen=True)
 class TrainingRange:
-    "Applicability domain: ranges of the training rows, and how many values of a row may lie outside them"
+    "Applicability domain: ranges of training rows, and how many values of a row may lie outside"
     names:tuple      # Features that are checked
     lo:tuple         # Lowest usual value of each
     hi:tuple         # Highest usual value of each
@@ -73,8 +73,8 @@ class TrainingRange:
 
 # %% ../../nbs/model/30_risk.ipynb #bfbfa0a2
 @lru_cache
-def _places(names, columns):
-    "Where the checked features are among the columns"
+def _places(names, columns): # tuples
+    "Where the checked features are among the columns; `ValueError` if one is not"
     gone = [n for n in names if n not in columns]
     if gone: raise ValueError(f'training range checks {", ".join(gone[:3])}, which the rows do not have; '
                               'fit it on the same features')
@@ -90,20 +90,20 @@ def _outside(X, at, lo, hi, out):
         out[i] = n
 
 # %% ../../nbs/model/30_risk.ipynb #91bef199
-def count_outside(limits, X, columns): # X: (n, columns) features; columns: their names
+def count_outside(limits, X, columns): # A `TrainingRange`; (n, columns) features; their names
     "(n,) int: how many checked features of each row lie outside the training rows' ranges"
     X,out,at = np.asarray(X), np.empty(len(X), np.int64), _places(limits.names, tuple(columns))
     _outside(X, at, np.array(limits.lo, float), np.array(limits.hi, float), out)
     return out
 
-def names_outside(limits, x, columns): # x: (columns,) one row
-    "Names of the checked features of one row that lie outside"
+def names_outside(limits, x, columns): # A `TrainingRange`; (columns,) features of one row; their names
+    "Names of the checked features that lie outside, a list"
     x = np.asarray(x)[_places(limits.names, tuple(columns))].tolist()
     return [n for n,v,a,b in zip(limits.names, x, limits.lo, limits.hi) if v < a or v > b]
 
 # %% ../../nbs/model/30_risk.ipynb #b481da35
-def conformal_limit(count, stay, epsilon)->int|None: # count: (n,) int of calibration rows; None: too few patients
-    "Smallest count that at most `epsilon` of a new patient's rows exceed, patients being exchangeable"
+def conformal_limit(count, stay, epsilon)->int|None: # (n,) int of calibration rows; (n,) whose they are
+    "Smallest count that a new patient's row exceeds with probability at most `epsilon`; None: too few patients"
     who = pd.factorize(np.asarray(stay))[0]
     n = np.bincount(who)
     inside = np.cumsum(np.bincount(count, weights=1/n[who]))
@@ -112,13 +112,11 @@ def conformal_limit(count, stay, epsilon)->int|None: # count: (n,) int of calibr
 
 # %% ../../nbs/model/30_risk.ipynb #a2610ae3
 def fit_training_range(
-    X:np.ndarray,          # (n, columns) features of training rows
-    columns:tuple,         # Their names
-    calib_X, calib_stay,   # (m, columns) of patients not in `X`; (m,) whose row it is
-    epsilon:float=.01,     # Share of rows that may be flagged at home
-    tail:float=.001,       # Share of training rows beyond each limit
+    X:np.ndarray, columns:tuple, # (n, columns) features of training rows; their names
+    calib_X, calib_stay,         # (m, columns) of patients not in `X`; (m,) whose row it is
+    epsilon=.01, tail=.001,      # Share of rows that may be flagged at home; of training rows beyond each limit
 )->TrainingRange:
-    "Ranges of training rows, limit of other patients; too few of these for `epsilon`: no row is flagged, and a warning"
+    "Ranges of training rows, limit of other patients; too few for `epsilon`: no row is flagged, and a warning"
     ranges = {}
     for n,x in zip(columns, np.asarray(X).T):
         if len(x := x[np.isfinite(x)]): ranges[n] = np.quantile(x.astype(float), [tail, 1-tail]).tolist()
@@ -136,7 +134,7 @@ def fit_training_range(
 _KEYS = dict(most_outside='cut', alert_threshold='on', clear_threshold='off', ppv='precision', ppv_lo='precision_lo',
              sensitivity='caught')
 
-def _renamed(d, names):
+def _renamed(d, names): # names: old key to new; others stay
     "A dict, and the dicts in it, under other keys"
     return {names.get(k, k):_renamed(v, names) if isinstance(v, dict) else v for k,v in d.items()}
 
@@ -144,8 +142,8 @@ def to_dict(o): # A `Calibration`, `TrainingRange` or `Policy`
     "The object under the keys of a contract"
     return _renamed(asdict(o), _KEYS)
 
-def from_dict(kind, d):
-    "An object of `kind` from what `to_dict` gave, maybe through JSON; `ValueError` says what does not fit"
+def from_dict(kind, d): # kind: one of these classes
+    "An object from what `to_dict` gave, maybe through JSON; `ValueError` says what does not fit"
     name = kind.__name__.lower()
     if not isinstance(d, dict): raise ValueError(f'{name} is a {type(d).__name__}, expected a JSON object')
     try: return kind(**_renamed(d, {key:field for field,key in _KEYS.items()}))

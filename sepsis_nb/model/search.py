@@ -7,7 +7,7 @@ __all__ = ['log', 'RESAMPLES', 'patient_folds', 'inner_risks', 'best_utility', '
            'fit_decision', 'decide', 'Outcome', 'fold_results', 'params_text', 'cross_validate']
 
 # %% ../../nbs/model/50_search.ipynb #fda9988c
-import logging, numpy as np, pandas as pd
+import logging, numpy as np, pandas as pd, time
 from dataclasses import dataclass
 from itertools import combinations
 from joblib import delayed
@@ -22,32 +22,27 @@ from .utility import best_threshold, stay_utility, threshold_curve
 
 # %% ../../nbs/model/50_search.ipynb #6f7eaed4
 log = logging.getLogger(__name__)
-def patient_folds(
-    septic:np.ndarray, # (patients,) bool
-    folds:int=5,       # At least 2
-    seed:int=42,
-)->np.ndarray:         # (patients,) fold of each patient, 0 to folds-1
-    "Grouped, stratified, shuffled folds; `ValueError` for a single patient"
+def patient_folds(septic:np.ndarray, folds=5, seed=42)->np.ndarray: # septic: (patients,) bool; folds: at least 2
+    "(patients,) fold of each, 0 to folds-1: stratified and shuffled; `ValueError` for a single patient"
     n,folds = len(septic), min(folds, len(septic))
     if n < 2: raise ValueError(
         f'{n} patient with labels: a model must be tested on a patient that it was not fitted on; add data')
     if folds == n: log.warning('only %d patients: each patient is a fold (leave one patient out)', n)
     kind = StratifiedGroupKFold if folds <= max(septic.sum(), (~septic).sum()) else GroupKFold
-    out,split = np.empty(n, int),kind(folds, shuffle=True, random_state=seed).split(septic, septic, np.arange(n))
+    split = kind(folds, shuffle=True, random_state=seed).split(septic, septic, np.arange(n))
+    out = np.empty(n, int)
     for i,(_,test) in enumerate(split): out[test] = i
     return out
 
 # %% ../../nbs/model/50_search.ipynb #1d9b6e43
 def inner_risks(
     stays:Stays,
-    fold:np.ndarray, # (patients,) from `patient_folds`
-    name:str,        # A key of `KINDS`
-    options:list,    # Parameter dicts, from `candidates`
+    fold:np.ndarray, name:str, options:list, # (patients,) fold; a key of `KINDS`; dicts from `candidates`
     seed:int=42,     # Of models and thinning
     progress=lambda it, **kw: it, # Wraps the fits, e.g. tqdm
     one_in:int=8,    # See `sample_weights`
-)->np.ndarray:       # (options, folds, n): [c, i] are risks by models that saw neither fold i nor the row's own fold
-    "Risks to choose with for each test fold; NaN in the test fold itself"
+)->np.ndarray:       # (options, folds, n): [c, i] by models that saw neither fold i nor the row's own
+    "Raw risks to choose with for each test fold; NaN in the test fold itself"
     f,k = fold[stays.who], fold.max()+1
     out = np.full((len(options), k, len(f)), np.nan)
     def fit_pair(c, i, j):
@@ -71,7 +66,8 @@ def _fitted_risks(stays, fold, name, option, one_in, seed):
     "For two folds, in place of `inner_risks`: risks of the rows that a model was fitted on"
     log.warning('two folds leave none to choose on: no search, and a threshold from the fitted rows, hence too high')
     f,out = fold[stays.who], np.full((1, 2, len(stays.y)), np.nan)
-    for i in (0, 1): out[0,i,f != i] = raw_risk(fit_bag(name, option, stays, f != i, one_in, seed), stays.X[f != i])
+    def fitted(k): return raw_risk(fit_bag(name, option, stays, k, one_in, seed), stays.X[k])
+    for i in (0, 1): out[0,i,f != i] = fitted(f != i)
     return out
 
 # %% ../../nbs/model/50_search.ipynb #b60c2ec6
@@ -96,7 +92,7 @@ class Decisions:
 
 # %% ../../nbs/model/50_search.ipynb #e0ddb544
 def training_range(stays:Stays, learn, count)->TrainingRange: # (n,) bool, rows of different patients
-    "Ranges of the values in the rows `learn`; the rows `count` set how many values of a row may be outside"
+    "Ranges of the values in the rows `learn`; the rows `count` set how many of a row may be outside"
     spec = stays.spec
     values = [f for f in spec.features if f.op == 'last' or f.name in spec.needs]
     names = tuple(f.name for f in values if f.signal not in ('Gender', 'Unit1', 'Unit2'))
@@ -104,8 +100,9 @@ def training_range(stays:Stays, learn, count)->TrainingRange: # (n,) bool, rows 
     def part(rows): return stays.X[np.ix_(rows & stays.hourly, columns)]
     return fit_training_range(part(learn), names, part(count), stays.who[count & stays.hourly])
 
-def fit_decision(stays:Stays, r, rows, limits:TrainingRange, budget, floor)->DecisionRule: # r, rows: (n,)
-    "Calibration, thresholds and policy from the raw risks `r` of held-out `rows`; budget and floor of `choose_policy`"
+# %% ../../nbs/model/50_search.ipynb #a5fabbb1
+def fit_decision(stays:Stays, r, rows, limits:TrainingRange, budget, floor)->DecisionRule: # r: (n,) raw risks
+    "Calibration, thresholds and policy from held-out `rows` ((n,) bool); budget and floor of `choose_policy`"
     fits = rows & stays.hourly
     calibration = fit_calibration(stays.y[fits], r[fits])
     y,p,stay,hour = stays.of(calibration.apply(r), rows=rows)
@@ -113,9 +110,10 @@ def fit_decision(stays:Stays, r, rows, limits:TrainingRange, budget, floor)->Dec
     policy,_ = choose_policy(y, p, stay, hour, indeterminate, budget=budget, floor=floor)
     return DecisionRule(best_threshold(y, p, stay, hour), calibration, limits, policy)
 
-def decide(rule:DecisionRule, stays:Stays, r, rows=slice(None))->Decisions: # r: (n,) raw risks; rows: to decide
-    "Risk, positive rows and alerts by one rule"
-    p,indeterminate = rule.calibration.apply(r[rows]),indeterminate_rows(stays.spec, rule.training_range, stays.X[rows])
+def decide(rule:DecisionRule, stays:Stays, r, rows=slice(None))->Decisions: # r: (n,) raw risks
+    "Risk, positive rows and alerts by one rule, of `rows`: (n,) bool or a slice"
+    p = rule.calibration.apply(r[rows])
+    indeterminate = indeterminate_rows(stays.spec, rule.training_range, stays.X[rows])
     at = stays.who[rows], stays.hour[rows], stays.stay[rows], p
     alerts = [table_alerts(rule.policy, *at, u) for u in (indeterminate, None)]
     return Decisions(p, p >= rule.threshold, *alerts, indeterminate)
@@ -133,9 +131,12 @@ class Outcome(Decisions):
     folds:pd.DataFrame     # One row a fold
     search:pd.DataFrame    # One row a candidate
     models:tuple           # Of each fold
+    fold:np.ndarray        # (patients,) fold of each patient
+    began:float            # Unix s
+    ended:float            # Unix s
 
 def _held_out(stays, fold, name, picked, final, one_in, seed, progress):
-    "Raw risk of every row by a model that never saw its fold; the models of the folds, and that of all folds"
+    "(n,) raw risks by models that never saw the row's fold; these models; one of all folds"
     f,r = fold[stays.who], np.empty(len(stays.y))
     def fit_without(i):
         model = fit_bag(name, final if i < 0 else picked[i], stays, f != i, one_in, seed)
@@ -157,7 +158,7 @@ def _decide_folds(stays, fold, r, inner, budget, floor):
     return out, rules
 
 def fold_results(stays:Stays, fold, found:Decisions, rules, pick)->pd.DataFrame: # rules, pick: of each fold
-    "Candidate, thresholds and figures of each test fold; figures are NaN where it has labels of one class"
+    "Candidate, thresholds and figures of each test fold; figures are NaN where labels are of one class"
     names = ['utility', 'auroc', 'auprc', 'f1']
     def row(i):
         k,rule = fold[stays.who] == i, rules[i]
@@ -169,17 +170,19 @@ def fold_results(stays:Stays, fold, found:Decisions, rules, pick)->pd.DataFrame:
 
 # %% ../../nbs/model/50_search.ipynb #e89ea81b
 RESAMPLES = 1000 # the 2.5 % ends of an interval then rest on 25 each
-def params_text(options): return [', '.join(f'{k}={v}' for k,v in o.items()) for o in options]
+def params_text(options): # Dicts of parameters; a text of each
+    return [', '.join(f'{k}={v}' for k,v in o.items()) for o in options]
+
+# %% ../../nbs/model/50_search.ipynb #3a687d76
 def cross_validate(
     stays:Stays, fold:np.ndarray, name:str, options:list, # As for `inner_risks`
     seed:int=42,     # Of models, thinning and bootstrap
     progress=lambda it, **kw: it, # Wraps fits and resamples, e.g. tqdm
     one_in:int=8,    # See `sample_weights`
-    budget:float=.2, # Alerts per patient-day
-    floor:float=.15, # Least share of alerted stays that are septic
+    budget:float=.2, floor:float=.15, # Alerts per patient-day; PPV per alerted stay, at its lower bound
 )->Outcome:
     "Nested cross-validation by patient, then a fit on all patients"
-    f,k = fold[stays.who], fold.max()+1
+    f,k,began = fold[stays.who], fold.max()+1, time.time()
     if k == 2: options,inner = options[:1], _fitted_risks(stays, fold, name, options[0], one_in, seed)
     else: inner = inner_risks(stays, fold, name, options, seed, progress, one_in)
     scores = np.array([[best_utility(stays, r, f != i)[1] for r in inner[:,i]] for i in range(k)])
@@ -193,4 +196,5 @@ def cross_validate(
                                folds_won=np.bincount(pick, minlength=len(options))))
     return Outcome(**vars(found), name=name, model=model, params=final, rule=use, resamples=resamples,
                    metrics=intervals(cohort.values(), resamples), search=search, models=models,
+                   fold=fold, began=began, ended=time.time(),
                    folds=fold_results(stays, fold, found, rules, pick))

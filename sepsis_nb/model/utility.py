@@ -27,18 +27,18 @@ def hourly_utility(dt): # (n,) hours from onset, negative before it; NaN: the st
     return out
 
 # %% ../../nbs/model/41_utility.ipynb #46e2cd98
-def from_onset(label, code, hour):
+def from_onset(label, code, hour): # (cells,) each: 0/1 or NaN; stay, 0-based; hour on its clock
     "(n,) hours of each cell from its stay's onset; NaN: the stay has none"
     first = np.full(1+code.max(initial=-1), np.inf)
     np.minimum.at(first, code[label == 1], hour[label == 1])
     return hour - np.where(np.isinf(first), np.nan, first)[code] + DT_OPTIMAL
 
-def utility_at(label, dt):
+def utility_at(label, dt): # (n,) 0/1, NaN: unknown; (n,) hours from onset, NaN: never
     "(n, 2) `hourly_utility`, and 0 where there is no label"
     return np.where(np.isnan(label)[:,None], 0., hourly_utility(dt))
 
 def grid_utility(label, stay, hour=None)->tuple: # (n,) as of `labelled_grid`
-    "`HourlyGrid`, and (cells, 2) utility of silence and of an alert in its hours; `ValueError` if lengths differ"
+    "`HourlyGrid`, and (cells, 2) utility of silence and of an alert; `ValueError` if lengths differ"
     if len(stay) != len(label): raise ValueError(f'{len(label)} labels but {len(stay)} stays; pass one of each a row')
     g = HourlyGrid(stay, hour)
     y = g.label(label)
@@ -46,7 +46,7 @@ def grid_utility(label, stay, hour=None)->tuple: # (n,) as of `labelled_grid`
 
 # %% ../../nbs/model/41_utility.ipynb #28fc7a60
 def stay_utility(label, positive, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
-    "`observed`, `best`, `silent` utility of each stay, in order of appearance; `ValueError` if lengths differ"
+    "`observed`, `best`, `silent` utility; index stay, as they appear; `ValueError` if lengths differ"
     if len(positive) != len(label): raise ValueError(
         f'{len(label)} labels but {len(positive)} decisions; pass one of each a row')
     g,u = grid_utility(label, stay, hour)
@@ -55,15 +55,15 @@ def stay_utility(label, positive, stay, hour=None)->pd.DataFrame: # (n,) as of `
     return sums.set_axis(pd.unique(np.asarray(stay)))
 
 # %% ../../nbs/model/41_utility.ipynb #c999a1d8
-def utility(label, positive, stay, hour=None)->float: # 1: best possible, 0: as good as never alerting
-    "Utility of the Challenge 2019 (Reyna et al. 2020); `ValueError` without a septic stay"
+def utility(label, positive, stay, hour=None)->float: # (n,) as of `evaluate`
+    "Normalised utility (Reyna et al. 2020), 1 the best; `ValueError` without a septic stay"
     s = stay_utility(label, positive, stay, hour).sum()
     if s.best == s.silent: raise ValueError('no label is 1: the normalised utility needs at least one septic stay')
     return float((s.observed-s.silent)/(s.best-s.silent))
 
 # %% ../../nbs/model/41_utility.ipynb #da6cb30a
 def threshold_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
-    "`threshold` falling, `gain` over silence (plain sum), `alerted` share of hours, those at `risk >= threshold`"
+    "`threshold` falling, `gain` over silence (plain sum), `alerted` share of hours at `risk >= threshold`"
     g,u = grid_utility(label, stay, hour)
     risk = g.take(np.asarray(risk, float))
     order,ends = ranking(risk)
@@ -72,6 +72,6 @@ def threshold_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `e
     never = pd.DataFrame(dict(threshold=[np.nextafter(top, 2*top)], gain=[0.], alerted=[0.]))
     return pd.concat([never, curve], ignore_index=True)
 
-def best_threshold(label, risk, stay, hour=None)->float:
-    "The threshold with the highest utility on training rows that the model was not fitted on; above 1: silence is best"
+def best_threshold(label, risk, stay, hour=None)->float: # (n,) as of `evaluate`, of held-out rows
+    "The threshold with the highest utility; above 1: silence is best"
     return float(threshold_curve(label, risk, stay, hour).set_index('threshold').gain.idxmax())

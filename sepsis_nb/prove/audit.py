@@ -26,18 +26,18 @@ class Undisturbed:
 # %% ../../nbs/prove/30_audit.ipynb #6016cc69
 def origin(value, headers=()): # headers: (name, bytes) pairs; only a dead letter has some
     "(partition, offset) of the input that a record came from"
-    at = {k:int(v) for k,v in headers if k in ('partition', 'offset')} if headers else orjson.loads(value)['source']
-    return at['partition'], at['offset']
+    at = dict(headers) or orjson.loads(value)['source']
+    return int(at['partition']), int(at['offset'])
 
-def last_states(records, spec): # (partition, key, value, Unix ms) of the state topic, in order within each partition
-    "(partition, key) to (value, Unix ms) of patients' states as a worker would read them; a forgotten patient has none"
+def last_states(records, spec): # (partition, key, value, Unix ms) of the state topic, in order in each partition
+    "(partition, key) to (value, Unix ms) of states as a worker reads them; a forgotten patient has none"
     kept = defaultdict(StateRecords)
     for p,key,raw,stamp in records: kept[p].add(key, raw, stamp)
     best = {(p, key):tuple(o) for p,k in kept.items() for key,(_,*o) in k.best.items()}
     return {at:o for at,o in best.items() if unpack_state(spec, o[0])[2] is not None}
 
-def undisturbed(scorer, inputs, limit, seed=0): # limit: bytes of key and value, as the worker has it; seed: of batches
-    "Score the records of an input topic, in order within each partition, without interruption; an `Undisturbed`"
+def undisturbed(scorer, inputs, limit, seed=0): # limit: bytes of a message, the worker's; seed: of batch sizes
+    "Score input records, in order within each partition, without interruption; an `Undisturbed`"
     run,patients,states = Undisturbed(), defaultdict(lambda: Patients(scorer.spec)), {}
     rng,inputs = np.random.default_rng(seed), iter(inputs)
     while batch := list(itertools.islice(inputs, int(rng.integers(1, 3000)))):
@@ -51,8 +51,8 @@ def undisturbed(scorer, inputs, limit, seed=0): # limit: bytes of key and value,
     return run
 
 # %% ../../nbs/prove/30_audit.ipynb #fb88d513
-def differs_from_table(table, outputs): # table: `Scorer.score` of the rows that were sent, or more
-    "How many values of the output topic have a risk or alert that is not that of the table, to the last bit"
+def differs_from_table(table, outputs): # table: `Scorer.score` of at least the rows sent; outputs: JSON bytes
+    "How many outputs have a risk or alert that is not that of the table, to the last bit"
     want = dict(zip(zip(table.patient_id, table.time), zip(table.risk.tolist(), table.alert.tolist())))
     return sum((o['prediction_probabilities'][1], o['alert']) != want[o['patient_id'], o['original_data']['time']]
                for o in map(orjson.loads, outputs))
@@ -90,7 +90,7 @@ def audit_topic(want, records): # records: of Kafka, in order within each partit
 # %% ../../nbs/prove/30_audit.ipynb #97f58450
 @dataclass
 class RunAudit:
-    "A run against its undisturbed run; except for repeats and the counts of what was expected, all should be 0"
+    "A run against its undisturbed run; all but repeats and what was expected should be 0"
     inputs:dict = field(repr=False) # (partition, offset) to Unix ms
     outputs:TopicAudit
     alerts:TopicAudit
@@ -107,7 +107,7 @@ class RunAudit:
     ok = property(lambda self: not any((self.lost, self.diverged, self.differing, self.states, self.behind)))
 
 def audit_run(want, outputs, alerts, dead, states, committed, spec): # committed: input partition to offset
-    "Compare the Kafka records of a run's topics with its undisturbed run `want`; a `RunAudit`"
+    "Compare the Kafka records of a run's topics with `want`, its `Undisturbed` run; a `RunAudit`"
     got = last_states(((r.partition, r.key, r.value, r.timestamp) for r in states), spec)
     differ = sum(got.get(k) != want.states.get(k) for k in got.keys() | want.states)
     behind = sum(offset >= committed.get(p, 0) for p,offset in want.inputs)

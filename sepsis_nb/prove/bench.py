@@ -30,14 +30,14 @@ Sample = namedtuple('Sample', 's answers cpu_s broker_cpu_s') # Unix s; CPU of a
 
 class Contender(Line):
     "A program on a line of its own, with samples of what it does; its logs lie beside the folder of the `Broker`"
-    def __init__(self, broker, cmd=WORKER, partitions=4, **env): # env: more variables
+    def __init__(self, broker, cmd=WORKER, partitions=4, **env): # partitions: of each topic; env: more variables
         self.broker,self.samples = broker,[]
         env = dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap, SEPSIS_TOPICS_PARTITIONS=str(partitions),
                    PYTHONDONTWRITEBYTECODE='') | env
         super().__init__(broker.data.parent/f'line-{uuid.uuid4().hex[:8]}', cmd, **env)
     def start(self): # a plain Faust program cannot look for a free port
         return super().start(SEPSIS_WORKER_WEB_PORT=str(free_port()))
-    def answered(self, n):
+    def answered(self, n): # n: since the line was made
         "Wait for `n` answers and take samples meanwhile"
         def cpu_s(processes): return sum(sum(p.cpu_times()[:2]) for p in processes if p.is_running())
         broker = [psutil.Process(self.broker.pid)]
@@ -46,7 +46,7 @@ class Contender(Line):
             return self.samples[-1].answers >= n
         self.until(sample, lambda: f'{n} answers ({self.samples[-1].answers} came)', 300)
     def timed_stop(self, timeout_s=60.):
-        "SIGTERM to the newest process; seconds until it has ended, not a number if it had to be killed"
+        "SIGTERM to the newest process; seconds until it ended, not a number if it had to be killed"
         began = time.monotonic()
         return time.monotonic()-began if self.stop(timeout_s=timeout_s) != -9 else np.nan
 
@@ -59,7 +59,7 @@ def stamps(self:Contender, topic='', since=None): # empty: the output topic; sin
         found[r.partition].append(r.timestamp)
     return {p:np.array(o) for p,o in found.items()}
 
-def in_order(stamps): return np.sort(np.concatenate(list(stamps.values())))
+def in_order(stamps): return np.sort(np.concatenate(list(stamps.values()))) # (n,) Unix ms of all partitions
 
 # %% ../../nbs/prove/20_bench.ipynb #16ea8f65
 async def _send_batches(line, df):
@@ -70,7 +70,8 @@ async def _send_batches(line, df):
         for m in messages(df):
             key,value = m['patient_id'].encode(), encode(m)
             made = batches.setdefault(at(key, partitions, partitions), [producer.create_batch()])
-            while made[-1].append(key=key, value=value, timestamp=None) is None: made.append(producer.create_batch())
+            while made[-1].append(key=key, value=value, timestamp=None) is None: # it is full
+                made.append(producer.create_batch())
         sent = [await producer.send_batch(b, topic, partition=p) for p,made in batches.items() for b in made]
         await asyncio.gather(*sent)
 @patch
@@ -87,16 +88,16 @@ def rows_per_s(stamps): # as from `Contender.stamps`
     first = np.searchsorted(t, t[int(.1*(len(t)-1))], 'right') # behind all that came at once
     return (len(t)-first)/max(t[-1]-t[first-1], 1)*1000 if first < len(t) else np.nan
 
-def cpu_us(samples, skip=.1, of='cpu_s', end=None): # of: or `broker_cpu_s`; end: the last answer that counts
-    "CPU an answer, microseconds, without the first `skip` of the answers; not a number if there are too few samples"
+def cpu_us(samples, skip=.1, of='cpu_s', end=None): # skip: share; of: or `broker_cpu_s`; end: last that counts
+    "CPU an answer, µs, without the first `skip` of the answers; not a number if there are too few samples"
     end = samples[-1].answers if end is None else end
     a = next(o for o in samples if o.answers > skip*end)
     b = next(o for o in samples if o.answers >= end)
     return (getattr(b, of)-getattr(a, of))/(b.answers-a.answers)*1e6 if b.answers > a.answers else np.nan
 
 # %% ../../nbs/prove/20_bench.ipynb #03a27302
-def latency(ins, outs): # as from `Contender.stamps`, of the rows and of the answers, one a row
-    "(n,) ms that rows waited for their answers, in order of the rows; `ValueError` if their numbers differ"
+def latency(ins, outs): # from `Contender.stamps`, of the rows and of the answers, one a row
+    "(n,) ms from row to answer, in order of the rows; `ValueError` if a partition has more of one"
     for p in sorted(ins):
         if len(ins[p]) != len(outs.get(p, ())): raise ValueError(
             f'partition {p}: {len(ins[p])} rows, {len(outs.get(p, ()))} answers')
@@ -105,18 +106,18 @@ def latency(ins, outs): # as from `Contender.stamps`, of the rows and of the ans
 
 # %% ../../nbs/prove/20_bench.ipynb #f28cdb6e
 def ratios_to(df, what, base): # df: a row a contender and round, with columns of these names
-    "Column `what` over that of contender `base` in the same round: rounds by contenders; empty if there is no `base`"
-    if what not in df or base not in set(df.dropna(subset=what).contender): return pd.DataFrame()
+    "Column `what` over that of `base` in the same round: rounds by contenders; empty without `base`"
+    if what not in df: return pd.DataFrame()
     t = df.dropna(subset=what).pivot_table(index='round', columns='contender', values=what, sort=False)
-    return t.div(t[base], axis=0)
+    return t.div(t[base], axis=0) if base in t else pd.DataFrame()
 
-def round_summary(df): # Rounds by contenders
+def round_summary(df): # from `ratios_to`
     "Median, min, max and number of rounds"
     return df.agg(['median', 'min', 'max', 'count']).T.rename(columns=dict(count='rounds'))
 
 # %% ../../nbs/prove/20_bench.ipynb #9147302e
 def monitor_rows(stays): # from `read('sample')`
-    "Stays as a bedside monitor would send them: patient_id, time and the four signals of `MONITOR`, none missing"
+    "Stays as a bedside monitor sends them: patient_id, time and the four signals of `MONITOR`, none missing"
     vitals = ['HR', 'Temp', 'Resp']
     o = stays.groupby('patient_id')[vitals].ffill().fillna(stays[vitals].median())
     o = o.clip(lower=1) # the original divides by the last
@@ -125,7 +126,7 @@ def monitor_rows(stays): # from `read('sample')`
 TREES = dict(monitor4=dict(n_estimators=100, num_leaves=31),
              full=dict(n_estimators=750, num_leaves=16, learning_rate=.02)) # parameters by feature spec
 
-def log_models(folder, stays, trees=TREES, patients=400, forest=None): # patients: the first of the stays
+def log_models(folder, stays, trees, patients, forest=None): # patients: fit on so many; else of `toy_store`
     "A `toy_store` for a benchmark: the label is sepsis"
     some = stays[stays.patient_id.isin(stays.patient_id.unique()[:patients])]
     label = (some.label == 1).astype(int)
@@ -134,8 +135,8 @@ def log_models(folder, stays, trees=TREES, patients=400, forest=None): # patient
 
 # %% ../../nbs/prove/20_bench.ipynb #ecacb61e
 BASE = 'pass-through tuned'
-def contenders(store, four, wide): # store: of `log_models`; rows of four signals and of all
-    "Name to (command, variables, rows) of all that take part; whose model is not in the store is left out"
+def contenders(store, four, wide): # from `log_models`; rows of four signals; of all
+    "Name to (command, variables, rows) of all whose model is in the store"
     def run(name): return [sys.executable, str(PROGRAMS/name), 'worker', '--loglevel=info']
     def model(name): return dict(SEPSIS_MODEL_URI=store.models.get(name, ''))
     forest = model('forest') | dict(SEPSIS_MODEL_SCALER_URI=store.scaler)
@@ -166,8 +167,8 @@ class Benchmark:
     def line(self, name):
         cmd,env,_ = self.contenders[name]
         return Contender(self.broker, cmd, **env)
-    def at_pace(self, line, df, pace):
-        "Send rows at a steady pace; ms from row to answer without the first tenth, and rows waiting over time"
+    def at_pace(self, line, df, pace): # pace: rows/s
+        "Send rows at a steady pace; ms from row to answer without the first tenth, rows waiting over time"
         t,sent,n = line.s.topics, int(self.pace_s*pace), line.count()
         before = {o:line.ends(o) for o in (t.input, t.output)}
         line.send(df[:sent], pace)
@@ -179,7 +180,7 @@ class Benchmark:
 # %% ../../nbs/prove/20_bench.ipynb #e1eb89a6
 @patch
 def turn(self:Benchmark, name, k): # k: round
-    "One contender from start to stop; of each pace latency quantiles, ms, and early and late backlog, ms of rows"
+    "One contender from start to stop, a row of a table; latency and backlog at each pace are in ms"
     df,slow = self.contenders[name][2], name.startswith('original')
     n = self.original_rows if slow else self.rows
     with self.line(name) as line:
@@ -199,7 +200,7 @@ def turn(self:Benchmark, name, k): # k: round
         return r if slow or 'loop' in name else r | dict(stop_s=line.timed_stop())
 
 # %% ../../nbs/prove/20_bench.ipynb #171d2d36
-def bytes_a_patient(spec, n): # n: patients
+def bytes_a_patient(spec, n): # spec: `FeatureSpec`; n: patients
     "Bytes that the state of each patient takes"
     patients = Patients(spec)
     tracemalloc.start() # what the first states compile is not theirs
@@ -209,15 +210,15 @@ def bytes_a_patient(spec, n): # n: patients
     return held/n
 
 def _first_answer(line, since): # since: Unix s
-    "When the first answer after a moment came, and the last one before it, Unix s"
+    "When the first answer after `since` came, and the last one before it, Unix s"
     t = in_order(line.stamps())/1000
     i = np.searchsorted(t, since)
     return t[i], t[i-1]
 
 # %% ../../nbs/prove/20_bench.ipynb #21b599cd
 @patch
-def crowded(self:Benchmark, name, k):
-    "Start, fill with patients, kill under load, stop, start again; s until answers come, of silence and to stop"
+def crowded(self:Benchmark, name, k): # k: round
+    "Start, fill with patients, kill under load, stop, start again: a row of a table, times in s"
     n,df = self.crowd, self.contenders[name][2]
     df = interleave(df[df.groupby('patient_id').cumcount() < 4], n, 4*n) # the first rows of stays: many patients
     r = dict(contender=f'{name}, {n:,} patients', round=k, bytes=bytes_a_patient(SPECS[name.split()[-1]], n))
@@ -235,7 +236,7 @@ def crowded(self:Benchmark, name, k):
             line.answered(n+len(load))
             first,last = _first_answer(line, p.began)
             r |= dict(recover_s=first-p.began, silent_s=first-last)
-        r |= dict(stop_s=line.timed_stop())
+        r['stop_s'] = line.timed_stop()
         last = line.count()
         line.send(df[-n//10:])
         p = line.start()
@@ -243,7 +244,7 @@ def crowded(self:Benchmark, name, k):
         return r | dict(start_s=_first_answer(line, p.began)[0]-p.began)
 
 # %% ../../nbs/prove/20_bench.ipynb #88e530f7
-def count_answers(answers, ends): # answers: Kafka records; ends: rows by partition, as from `Line.ends`
+def count_answers(answers, ends): # answers: Kafka records; ends: of the input, from `Line.ends`
     "Compare answers with the rows that were sent: rows, lost, repeated, reordered"
     answers = list(answers)
     a = audit_topic({(p, i):None for p,n in ends.items() for i in range(n)}, answers)
@@ -256,9 +257,9 @@ def state_reads(text): # text: logs of workers
     return [(int(n), float(s)) for n,s in found if int(n)]
 
 # %% ../../nbs/prove/20_bench.ipynb #50729862
-def scale_turn(broker, df, n, workers, weigh=False, **env): # env: model and store
-    """What `workers` do with the last `n` rows, when those before have warmed them up: rows_s, cpu_us, broker_us, busy,
-    and `count_answers`; to `weigh` is to measure bytes on the broker and the reading of states, too"""
+def scale_turn(broker, df, n, workers, weigh=False, **env): # workers: how many; env: model and store
+    """What workers do with the last `n` rows when the others have warmed them up: rows_s, cpu_us, broker_us, busy and
+    `count_answers`; `weigh`: bytes of a record on the broker and the reading of states, too"""
     warm = len(df)-n
     with Contender(broker, partitions=workers, **env) as line:
         for _ in range(workers): line.start()

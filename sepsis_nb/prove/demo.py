@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.resources import files
 from tqdm import tqdm
 from ..data import read
-from ..model.scorer import load_scorer
+from ..model.load import load_scorer
 from ..producer import produce
 from .audit import audit_topic, differs_from_table, origin
 from .harness import SUPERVISED, Workers
@@ -22,7 +22,7 @@ from ..train import run_training
 
 # %% ../../nbs/prove/10_demo.ipynb #6a1eaa63
 def hold_out(df, n): # df: from `read`; n: patients to hold out
-    "(rows to train on, rows to stream in order of time); `ValueError` if no patient would be left to train on"
+    "(rows to train on, rows to stream by time); `ValueError` if no patient would be left to train on"
     ids = np.sort(df.patient_id.unique())
     if not 0 < n < len(ids): raise ValueError(
         f'cannot hold out {n} of {len(ids)} patients; give a number from 1 to {len(ids)-1}')
@@ -31,8 +31,8 @@ def hold_out(df, n): # df: from `read`; n: patients to hold out
 
 # %% ../../nbs/prove/10_demo.ipynb #ee95d4eb
 WRONG = 'risk or alert not equal to batch'
-def compare_outputs(sent, outs, table, alerts): # (partition, offset) to ms; records; `Scorer.score`; alert records
-    "What became of the rows that were sent, by its name: `lost`, `duplicated` and `WRONG` should be 0"
+def compare_outputs(sent, outs, table, alerts): # sent: (partition, offset) to Unix ms; alerts: how many came
+    "Output records `outs` against `table`, from `Scorer.score`; `lost`, `duplicated`, `WRONG` should be 0"
     outs = [r for r in outs if origin(r.value) in sent]
     a,wrong = audit_topic(sent, outs), differs_from_table(table, [r.value for r in outs])
     p50,p99 = np.percentile([t-sent[at] for at,t in a.when.items()] or [np.nan], [50, 99])
@@ -45,13 +45,13 @@ def _report(result, html, folder):
     print(result.to_string(), f'\n\nReport: {html}')
     lost,duplicated,wrong = result[['lost', 'duplicated', WRONG]]
     if lost or duplicated or wrong: raise RuntimeError(
-        f'the stream differs from the table: {lost} rows lost, {duplicated} duplicated, {wrong} with another risk or '
-        f'alert. The log of the worker is in {folder}')
+        f'the stream differs from the table: {lost} rows lost, {duplicated} duplicated, '
+        f'{wrong} with another risk or alert. The log of the worker is in {folder}')
     print(files('sepsis_nb').joinpath('prove/next_steps.md').read_text())
 
 # %% ../../nbs/prove/10_demo.ipynb #3c512a28
 RATE = 1000 # rows a second
-def stream_and_check(s, path, scorer, folder): # path: rows to send; scorer: of the worker; folder: of its log
+def stream_and_check(s, path, scorer, folder): # path: rows to send; scorer: the worker's; folder: of its log
     "Start a worker, send the rows, and compare what comes back with the scores of the table"
     starts = {t:topic_ends(t, s.kafka) for t in (s.topics.input, s.topics.output, s.topics.alerts)}
     def records(topic, **kw): return read_topic(topic, s.kafka, start=starts[topic], **kw)
@@ -70,7 +70,7 @@ def stream_and_check(s, path, scorer, folder): # path: rows to send; scorer: of 
     return compare_outputs(sent, outs, scorer.score(read(path)), alerts)
 
 # %% ../../nbs/prove/10_demo.ipynb #7a123064
-def demo(s, patients=200, data='sample', **job): # patients: held out and streamed; job: for the training page
+def demo(s, patients=200, data='sample', **job): # patients: to hold out and stream; job: of `Job`
     "Train, stream, check and report; `RuntimeError` if a row is lost, repeated or scored differently"
     t0,folder = time.monotonic(), s.work/'demo'
     def say(text): print(f'[{time.monotonic()-t0:4.0f} s] {text}', flush=True)

@@ -18,7 +18,7 @@ from ..model.utility import best_threshold
 # %% ../../nbs/prove/01_examples.ipynb #e8amples05
 @lru_cache
 def scored_sample()->SimpleNamespace:
-    "Rows `df` of the sample, with `label`, `stay`, `risk`, `positive`, and the risk by the hour alone, `clock`"
+    "Rows `df` of the sample; of each row `label`, `stay`, `risk`, `positive`, and `clock`, the risk by the hour"
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
@@ -37,7 +37,7 @@ def scored_sample()->SimpleNamespace:
 
 # %% ../../nbs/prove/01_examples.ipynb #92004e1c
 def held_out_risk(e, features=slice(None)): # e: from `scored_example`; features: columns of its `X`
-    "Two small LightGBM, fitted on one half of the stays each, and the (n,) risk of each row by that of the other half"
+    "Two small LightGBM, each fitted on half of the stays; the (n,) risk of each row by that of the other half"
     from lightgbm import LGBMClassifier
     sick = e.septic[e.stay]
     used = sick | (np.random.default_rng(1).random(len(e.y)) < 1/12)

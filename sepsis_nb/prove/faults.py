@@ -24,8 +24,8 @@ from ..worker import STATES_READ
 log = logging.getLogger(__name__)
 
 # %% ../../nbs/prove/31_faults.ipynb #e725e099
-def arrivals(df, rows, seed=0): # df: stays with times in hours; rows: at least so many
-    "Whole stays that begin at random within 100 hours, their rows in the order in which they would arrive"
+def arrivals(df, rows, seed=0): # df: tidy, times in hours; rows: at least so many
+    "Whole stays that begin at random within 100 hours, their rows in the order of arrival"
     rng,times = np.random.default_rng(seed), -(-rows//len(df))
     if times > 1: log.warning('stays are used %d times under other ids: rows=%d wanted=%d', times, len(df), rows)
     df = repeat_stays(df, times)
@@ -47,7 +47,7 @@ class ChaosLine(Line):
     def __init__(self, folder, store, cmd=WORKER):
         self.broker = Broker(folder/'kafka')
         super().__init__(folder, cmd, **store.env, SEPSIS_KAFKA_BOOTSTRAP_SERVERS=self.broker.bootstrap)
-        self.codes,self.struck,self.over = [], set(), False # exit codes; pids that were asked to end
+        self.codes,self.over = [], False # exit codes; whether the run is over
         self.keeper = threading.Thread(target=self.keep, daemon=True)
     def __enter__(self):
         self.broker.start()
@@ -90,10 +90,10 @@ def is_serving(p): # p: a process of `Workers`
 @patch
 def serving(self:ChaosLine):
     "A worker that has partitions"
-    def found(): return next((p for p in list(self.procs) if p.pid not in self.struck and is_serving(p)), None)
+    def found(): return next(filter(is_serving, list(self.procs)), None)
     return self.until(found, 'a worker with partitions')
 @patch
-def strike(self:ChaosLine, how, p=None): # p: the worker, or its supervisor; None: one that has partitions
+def strike(self:ChaosLine, how, p=None): # how: signal; p: of `procs`; None: one that has partitions
     "Send a signal to a worker, to the child if it has a supervisor; the process that got it"
     def struck():
         with suppress(psutil.NoSuchProcess): # it ended by itself a moment before
@@ -107,7 +107,6 @@ def strike(self:ChaosLine, how, p=None): # p: the worker, or its supervisor; Non
 def _end_worker(line, how):
     "End a worker, and wait until it is gone"
     p = line.strike(how)
-    line.struck.add(p.pid)
     with suppress(psutil.NoSuchProcess): line.until(lambda: p.status() == psutil.STATUS_ZOMBIE, 'its end')
 
 def kill_worker(line, hold_s): "SIGKILL"; _end_worker(line, signal.SIGKILL)
@@ -164,9 +163,9 @@ class Fault:
     began:float = np.nan # Unix s
     ended:float = np.nan
 
-HOLD = dict(kill_broker=(0, 4), rebalance=(1, 4), freeze_worker=(7, 10)) # seconds; a group forgets a worker after 6
-def plan_faults(counts, seed=0, pause_s=3., least_s=0., hold=HOLD): # counts: kind to how many; hold: to its range
-    "`Fault`s in random order, at random moments: each waits `least_s`, and a random time of mean `pause_s`"
+HOLD = dict(kill_broker=(0, 4), rebalance=(1, 4), freeze_worker=(7, 10)) # s; a group gives a worker up after 6
+def plan_faults(counts, seed=0, pause_s=3., least_s=0., hold=HOLD): # kind to how many; hold: kind to range of s
+    "`Fault`s in random order: each waits `least_s` and a random time of mean `pause_s`, and lasts as in `hold`"
     rng = np.random.default_rng(seed)
     kinds = [str(k) for k in rng.permutation([k for k,n in counts.items() for _ in range(n)])]
     return [Fault(k, least_s+rng.exponential(pause_s), rng.uniform(*hold.get(k, (0, 0)))) for k in kinds]
@@ -210,8 +209,8 @@ def _perform(line, faults, rng):
 
 # %% ../../nbs/prove/31_faults.ipynb #d696758f
 def chaos(folder, store, data, faults, rows=150_000, rate=500, seed=0, cmd=WORKER)->ChaosRun:
-    """A run from broker to audit: at least `rows` rows of `data`, as `read` takes it, at `rate` a second, for the
-    champion of a `ToyStore`; `folder` should be new; the times of `faults` are filled in"""
+    """A run from broker to audit, in a new `folder`: the champion of a `ToyStore` gets at least `rows` rows of `data`,
+    as `read` takes it, at `rate` a second; fills in the times of `faults`, from `plan_faults`"""
     df = arrivals(read(data), int(1.2*max(rows, rate*sum(f.wait_s+f.hold_s+20 for f in faults))), seed)
     scorer = store.scorer()
     with ChaosLine(folder, store, cmd) as line:
@@ -241,19 +240,19 @@ def resumed(answers, f):
     "Seconds from the fault's end to the next new answer; infinity if there is none"
     return next(iter(answers[answers >= f.ended]-f.ended), np.inf)
 
-def caught_up(waiting, ended, following, rows=200): # waiting: from `backlog`; s on its clock
-    "Seconds from a fault's end until the last time, before the next, that more than so many rows wait"
+def caught_up(waiting, ended, following, rows=200): # waiting: from `backlog`; end, next begin: s on its clock
+    "Seconds from a fault's end until, for the last time before the next fault, more than `rows` wait"
     late = waiting[(waiting.index > ended) & (waiting.index < following) & (waiting > rows)]
     return late.index.max()-ended if len(late) else 0.
 
 # %% ../../nbs/prove/31_faults.ipynb #5a0a245c
 @patch
-def backlog(self:ChaosRun, step_s=.5):
-    "Rows that the broker has and that are not answered, over the seconds of the run"
+def backlog(self:ChaosRun):
+    "Rows that the broker has and that are not answered, every half second of the run"
     came = np.sort([*self.audit.inputs.values()])/1000
-    return rows_waiting(came, self.answers, max(came[-1], self.answers[-1])+step_s, step_s)
+    return rows_waiting(came, self.answers, max(came[-1], self.answers[-1])+.5, .5)
 @patch
-def by_kind(self:ChaosRun, rows=200):
+def by_kind(self:ChaosRun, rows=200): # rows: as for `caught_up`
     "What faults cost, s, by their kind; the run has caught up when at most so many rows wait"
     waiting,following = self.backlog(), [f.began-self.began for f in self.faults[1:]]+[np.inf]
     o = pd.DataFrame([dict(fault=f.kind, silence=silence(self.answers, f), resumed=resumed(self.answers, f),

@@ -25,20 +25,20 @@ from ..model.contract import log_model, log_scaler
 from ..model.policy import Policy
 from ..model.registry import at_store, register, use_store
 from ..model.risk import Calibration, fit_training_range
-from ..model.scorer import load_scorer
+from ..model.load import load_scorer
 from ..producer import Outbox, Stop, connect, stream
 from ..settings import load_settings
 from ..stream.kafka import client_args, create_topics
 from ..worker import STATES_READ
 
 # %% ../../nbs/prove/00_harness.ipynb #30a531b2
-def repeat_stays(df, n): # n: how often all stays come
+def repeat_stays(df, n): # df: tidy rows; n: how often all stays come
     "The stays `n` times, from the second time on under other patient ids"
     def again(k): return df.assign(patient_id=df.patient_id+f'-{k}') if k else df
     return pd.concat(map(again, range(n)), ignore_index=True)
 
-def interleave(df, patients, rows): # df: stays, from `read`
-    "That many rows of so many patients at a time, in turn, group after group; stays come again under other ids"
+def interleave(df, patients, rows): # df: from `read`; patients: at a time; rows: in all
+    "Rows of some patients in turn, then of the next; stays come again under other ids if there are too few"
     df = repeat_stays(df, -(-rows//len(df))-(-patients//df.patient_id.nunique()))
     stay = pd.Series(df.patient_id.factorize()[0])
     order = np.lexsort((stay.groupby(stay).cumcount(), stay//patients))
@@ -47,7 +47,7 @@ def interleave(df, patients, rows): # df: stays, from `read`
 # %% ../../nbs/prove/00_harness.ipynb #120c6269
 Record = namedtuple('Record', 'topic partition offset key value headers timestamp')
 def as_records(df): # df: rows in the order to send
-    "Rows as Kafka would deliver them from two partitions of an input topic, a millisecond apart, without a broker"
+    "Rows as `Record`s of an input topic with two partitions, stamped a millisecond apart; needs no broker"
     ends,out = [0, 0], []
     for n,m in enumerate(messages(df)):
         key = m['patient_id'].encode()
@@ -63,7 +63,8 @@ def _log_toy(spec, df, label, **params):
     X,code = extract(df, spec), df.patient_id.factorize()[0]
     half = code < code.max()/2
     known = fit_training_range(X[half], spec.names, X[~half], df.patient_id[~half], epsilon=.05, tail=.02)
-    model = lgb.LGBMClassifier(**dict(n_estimators=50, n_jobs=1, random_state=42, verbose=-1) | params).fit(X, label)
+    params = dict(n_estimators=50, n_jobs=1, random_state=42, verbose=-1) | params
+    model = lgb.LGBMClassifier(**params).fit(X, label)
     terms = dict(calibration=Calibration(.9, .1), policy=Policy(.3, .25, 6.), training_range=known)
     with mlflow.start_run(): return log_model('LightGBM', model, spec, .5, **terms)
 
@@ -130,8 +131,9 @@ class Workers:
         "One more process: a `psutil.Popen` with its `log` and `began`, Unix s"
         log = self.folder/f'worker-{len(self.logs)+1}.log'
         self.logs.append(log)
-        with open(log, 'wb') as out: p = psutil.Popen(self.cmd, env=self.env | env, cwd=self.folder, stdout=out,
-                                                      stderr=subprocess.STDOUT, start_new_session=True)
+        with open(log, 'wb') as out:
+            p = psutil.Popen(self.cmd, env=self.env | env, cwd=self.folder, stdout=out,
+                             stderr=subprocess.STDOUT, start_new_session=True)
         p.log,p.began = log,time.time()
         self.procs.append(p)
         return p
@@ -147,8 +149,8 @@ class Workers:
 
 # %% ../../nbs/prove/00_harness.ipynb #5235f7a5
 @patch
-def until(self:Workers, found, what, timeout_s=120.): # found: called until true; what: text, or a function for it
-    "What `found` returns; `TimeoutError` if `what` does not come, `RuntimeError` if a process ended unasked"
+def until(self:Workers, found, what, timeout_s=120.): # found: called until true; what: text, or makes it
+    "What `found` returns; `TimeoutError` if `what` did not come, `RuntimeError` if a process ended unasked"
     end = time.monotonic()+timeout_s
     while not (o := found()):
         codes,late = [p.poll() for p in self.procs], time.monotonic() > end
@@ -156,13 +158,13 @@ def until(self:Workers, found, what, timeout_s=120.): # found: called until true
         if ended or late:
             words = ' / '.join(self.text().strip().splitlines()[-3:]) or 'the logs are empty'
             why = f'a process ended with {codes} before' if ended else f'in {timeout_s:g} s there was no'
-            why = f'{why} {what() if callable(what) else what}'
-            raise (RuntimeError if ended else TimeoutError)(f'{why}: {words}. The logs: {self.folder}')
+            text = f'{why} {what() if callable(what) else what}: {words}. The logs: {self.folder}'
+            raise (RuntimeError if ended else TimeoutError)(text)
         time.sleep(.05)
     return o
 @patch
-def stop(self:Workers, p=None, how=signal.SIGTERM, timeout_s=60.):
-    "Send a signal to a process or the newest; its exit code, -9 if it did not end in time and was killed"
+def stop(self:Workers, p=None, how=signal.SIGTERM, timeout_s=60.): # p: None: the newest
+    "Send a process a signal; its exit code, -9 if it did not end in time and was killed"
     p = p or self.procs[-1]
     self.procs.remove(p)
     with suppress(psutil.NoSuchProcess): p.send_signal(how)
@@ -173,10 +175,11 @@ def stop(self:Workers, p=None, how=signal.SIGTERM, timeout_s=60.):
 
 # %% ../../nbs/prove/00_harness.ipynb #81c9795a
 class Line(Workers):
-    "Topics and a consumer group of its own, and workers on them; `make_topics`, or a `with` block, makes the topics"
-    def __init__(self, folder, cmd=WORKER, **env): # env: `SEPSIS_…`; those of Kafka also from this process
+    "Topics and a consumer group of its own, made by `make_topics` or a `with` block, and workers on them"
+    def __init__(self, folder, cmd=WORKER, **env): # env: `SEPSIS_…`; of Kafka's also those of this process
         tag = uuid.uuid4().hex[:8]
-        own = {f'SEPSIS_TOPICS_{k.upper()}':f'{k}-{tag}' for k in ('input', 'output', 'dead_letter', 'alerts', 'state')}
+        names = 'input', 'output', 'dead_letter', 'alerts', 'state'
+        own = {f'SEPSIS_TOPICS_{k.upper()}':f'{k}-{tag}' for k in names}
         own |= dict(SEPSIS_WORKER_APP_ID=f'app-{tag}', SEPSIS_WORKER_WEB_PORT='0',
                     SEPSIS_PATHS_WORK=f'{folder}/work', SEPSIS_PATHS_CACHE=f'{folder}/cache')
         given = {k:v for k,v in os.environ.items() if not k.startswith('SEPSIS_') or k.startswith('SEPSIS_KAFKA_')}
@@ -200,7 +203,7 @@ class Line(Workers):
 # %% ../../nbs/prove/00_harness.ipynb #d700b723
 @patch
 def make_topics(self:Line):
-    "Make what is missing of its topics; the broker stamps outputs, alerts and dead letters as it does the inputs"
+    "Make what is missing of its topics; the broker stamps outputs, alerts and dead letters like inputs"
     t = self.s.topics
     create_topics(self.s.kafka, t)
     stamped = {'message.timestamp.type':'LogAppendTime'}
@@ -208,8 +211,8 @@ def make_topics(self:Line):
 
 # %% ../../nbs/prove/00_harness.ipynb #d6248b1f
 @patch
-def send(self:Line, df, rows_per_s=None, stop=None): # rows_per_s: None: as fast as it goes
-    "Send rows until there is a reason in `stop`; how many the broker has, `ConnectionError` if some were not taken"
+def send(self:Line, df, rows_per_s=None, stop=None): # rows_per_s: None: as fast as it goes; stop: a `Stop`
+    "Send rows until `stop`; how many the broker has taken, `ConnectionError` if it did not take some"
     box = Outbox(connect(self.s.kafka, self.s.topics.input), self.s.topics.input, stop)
     stream(box, df, None if rows_per_s is None else np.arange(len(df))/rows_per_s)
     box.close(60)
@@ -219,13 +222,13 @@ def send(self:Line, df, rows_per_s=None, stop=None): # rows_per_s: None: as fast
 
 @contextmanager
 def sending(line, df, rows_per_s): # as for `Line.send`
-    "Send rows as long as the block lasts; yields the job, whose result is the number of rows that the broker has"
+    "Send rows while the block lasts; yields the job, whose `result()` is how many the broker has taken"
     with ThreadPoolExecutor(1) as pool:
         stop = Stop()
         try: yield pool.submit(line.send, df, rows_per_s, stop)
         finally: stop.why = 'enough'
 @patch
-def send_raw(self:Line, records): # (key, value) pairs
+def send_raw(self:Line, records): # (key, value) pairs of bytes or None
     "Bytes to the input topic as they are"
     producer = KafkaProducer(**client_args(self.s.kafka))
     for key,value in records: producer.send(self.s.topics.input, value, key=key)
@@ -252,7 +255,7 @@ def wait(self:Line, n, topic=None):
     self.until(lambda: self.count(topic) >= n, lambda: f'{n} records ({self.count(topic)} came)')
 @patch
 def joined(self:Line, n):
-    "Wait until `n` workers share the partitions"
+    "Wait until `n` workers share the partitions and their group is at rest"
     group = self.s.worker.app_id
     def shared():
         with suppress(errors.KafkaError): # a broker's first group has no coordinator for a moment
@@ -261,7 +264,7 @@ def joined(self:Line, n):
     self.until(shared, f'a group of {n} workers')
 
 # %% ../../nbs/prove/00_harness.ipynb #7db2e83b
-def rows_waiting(came, answered, end, step_s=.5): # (n,) Unix s of rows and answers, in order; Unix s
-    "Rows without an answer, by the seconds since the first row"
+def rows_waiting(came, answered, end, step_s): # came, answered: (n,) Unix s, in order; end: Unix s
+    "Rows without an answer, every `step_s`, by the seconds since the first row"
     t = np.arange(came[0], end, step_s)
     return pd.Series(np.searchsorted(came, t, 'right')-np.searchsorted(answered, t, 'right'), t-came[0])

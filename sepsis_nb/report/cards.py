@@ -26,26 +26,28 @@ def tripod_table()->str: # `Html`
     return render('tripod.html', rows=map(row, TRIPOD.reset_index().to_dict('records')))
 
 # %% ../../nbs/report/40_cards.ipynb #332f4f31
-def markdown_table(table:pd.DataFrame|pd.Series|None, head='')->str: # None: not measured; head: above the index
-    "A frame as a Markdown table"
+def markdown_table(table:pd.DataFrame|pd.Series|None, head='')->str: # None: not measured
+    "A frame as a Markdown table, `head` above its index"
     if table is None: return 'Not measured.'
     if table.ndim == 1: table = table.to_frame()
     def line(cells): return '| ' + ' | '.join(str(c).replace('|', '/') for c in cells) + ' |'
-    return '\n'.join([line([head, *table.columns]), line(['---']*(1+table.shape[1])), *map(line, table.itertuples())])
+    rows = [head, *table.columns], ['---']*(1+table.shape[1]), *table.itertuples()
+    return '\n'.join(map(line, rows))
 
 TEMPLATES.filters['table'] = markdown_table
 
 # %% ../../nbs/report/40_cards.ipynb #b81baa9b
-def model_card(job, stays, best, external, tables)->str: # tables: of the run: `subgroups` and `indeterminate`; Markdown
-    "The model card of the best `Outcome` of a run; `External` or None"
-    metrics = {'held out':best.metrics} | ({} if external is None else dict(external=external.metrics))
+def model_card(job, stays, best, external, tables)->str: # tables: `subgroups` and `indeterminate`, if made; Markdown
+    "Card of the best `Outcome` of a `Job` on `Stays`; `external`: an `External`, or None"
+    metrics = {'held out':best.metrics} | (dict(external=external.metrics) if external else {})
     groups = tables.get('subgroups')
     return render('model_card.md', job=job, stays=stays, best=best, metrics=metrics_table(metrics),
-                  subgroups=None if groups is None else group_table(groups), indeterminate=tables.get('indeterminate'),
+                  subgroups=None if groups is None else group_table(groups),
+                  indeterminate=tables.get('indeterminate'),
                   source=Path(job.data).name, parameters=params_text([best.params])[0],
                   evaluation=evaluation_of(job, stays.digest), command=repeat_command(job))
 
-def conclusion(job, stays, best, external=None)->str: # Markdown
+def conclusion(job, stays, best, external=None)->str: # As of `model_card`; Markdown
     "What a run found, in a few sentences"
-    synthetic = SYNTHETIC*is_synthetic(stays.ids)
-    return render('verdict.md', job=job, stays=stays, best=best, external=external, synthetic=synthetic).strip()
+    return render('verdict.md', job=job, stays=stays, best=best, external=external,
+                  synthetic=SYNTHETIC*is_synthetic(stays.ids)).strip()

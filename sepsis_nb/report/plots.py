@@ -17,7 +17,8 @@ from ..model.explain import shap_table
 from ..model.kinds import KINDS
 from ..model.metrics import METRICS
 from ..model.utility import DT_EARLY, DT_LATE
-from .text import feature_label, metric_text, number_text, percent
+from .text import metric_text, number_text, percent
+from ..rows.labels import feature_label
 
 # %% ../../nbs/report/30_plots.ipynb #1efedbe0
 OKABE = '#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000'
@@ -29,7 +30,7 @@ def styles(names)->dict: # Name to `color`, `ls` and `marker`
     return {n:style(order.index(n)) for n in names}
 
 # %% ../../nbs/report/30_plots.ipynb #029a5874
-def set_title(fig, title, note=''):
+def set_title(fig, title, note=''): # note: the small print; empty: none
     "Title and small print of a figure, wrapped to its width"
     if re.match('[a-z]{2}', title): title = title[0].upper()+title[1:] # not pH, not qSOFA
     w = fig.get_figwidth()
@@ -43,8 +44,8 @@ def plain_axes(ax):
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=9)
 
-def new_figure(title, note='', size=(8, 3.4), grid=(1, 1), **kw): # size: inches; kw: for `plt.subplots`
-    "A figure with its message and what it rests on, and its axes as from `plt.subplots`"
+def new_figure(title, note='', size=(8, 3.4), grid=(1, 1), **kw): # size: inches
+    "A figure with its message and small print, and its axes as from `plt.subplots(*grid, **kw)`"
     fig,axs = plt.subplots(*grid, figsize=size, layout='constrained', **kw)
     set_title(fig, title, note)
     for ax in np.ravel(axs): plain_axes(ax)
@@ -55,17 +56,19 @@ _BAND = '95 %, patient-level bootstrap'
 def _curve(ax, t, column, label, color, ls, marker):
     "A column against the index, with its band if it has one"
     ax.plot(t.index, t[column], lw=1.6, label=label, color=color, ls=ls)
-    if f'{column}_lo' in t: ax.fill_between(t.index, t[f'{column}_lo'], t[f'{column}_hi'], color=color, alpha=.18, lw=0)
+    if f'{column}_lo' not in t: return
+    ax.fill_between(t.index, t[f'{column}_lo'], t[f'{column}_hi'], color=color, alpha=.18, lw=0)
 
-def _errors(v, lo, hi): return [(v-lo).clip(lower=0), (hi-v).clip(lower=0)]
+def _errors(v, lo, hi): return [(v-lo).clip(lower=0), (hi-v).clip(lower=0)] # as matplotlib wants them
 
 # %% ../../nbs/report/30_plots.ipynb #0b099c69
 def plot_missingness(table:pd.DataFrame): # From `missingness`
     "Share of hours with a value and share of stays with any, per signal"
-    t,ratio = table[::-1],(table.rows_septic/table.rows_others.where(table.rows_others > 0)).where(table.stays > .05)
+    t,others = table[::-1],table.rows_others.where(table.rows_others > 0)
+    ratio = (table.rows_septic/others).where(table.stays > .05)
     title = f'{(t.rows < .1).sum()} of {len(t)} signals are measured in fewer than one hour in ten'
-    if ratio.max() > 1.2:
-        title += f'; {ratio.idxmax()} is measured {number_text(ratio.max(), 1)} times as often in septic stays'
+    if (most := ratio.max()) > 1.2:
+        title += f'; {ratio.idxmax()} is measured {number_text(most, 1)} times as often in septic stays'
     fig,ax = new_figure(title, size=(8, .19*len(t)+1.3))
     ax.hlines(t.index, 100*t.rows, 100*t.stays, color=GREY, lw=.8, alpha=.6)
     for column,marker,colour,label in (('stays', 'D', ORANGE, 'stays with any value'),
@@ -104,7 +107,7 @@ def _direction_text(t):
     which = 'high' if d > .4 else 'low' if d < -.4 else 'neither only high nor only low'
     return f'{feature_label(t.index[0])} moves the risk most; {which} values raise it'
 
-def plot_contributions(contrib, X, names): # As of `shap_table`
+def plot_contributions(contrib, X, names): # (n, k+1) log-odds, base last; (n, k); k features
     "Contribution of the first 12 features in each row, coloured by the value's rank"
     t,rng = shap_table(contrib, X, names).head(12)[::-1],np.random.default_rng(0)
     fig,ax = new_figure(_direction_text(t[::-1]), size=(8, .3*len(t)+1.5))
@@ -124,10 +127,10 @@ def plot_contributions(contrib, X, names): # As of `shap_table`
     return fig
 
 # %% ../../nbs/report/30_plots.ipynb #252f3dbe
-def plot_discrimination(curves:dict, metrics:dict, point:dict): # Model to `roc_pr`, `evaluate`; an `operating_point`
+def plot_discrimination(curves:dict, metrics:dict, point:dict): # Model to `roc_pr`, `evaluate`; `operating_point`
     "ROC and precision-recall curves; title and point are of the first model"
     (name,c),style = next(iter(curves.items())),styles(curves)
-    prevalence = c.precision.iloc[-1] # where every hour is positive
+    prevalence,dotted = c.precision.iloc[-1],dict(color=GREY, lw=.8, ls=':') # where every hour is positive
     fpr,right = c.index[(c.tpr >= .5).argmax()],c.precision.loc[.5]
     title = (f'{name} finds half of the hours labelled 1 at a false positive rate of {percent(fpr)}; '
              f'{percent(right)} of its positive hours are then labelled 1')
@@ -135,9 +138,9 @@ def plot_discrimination(curves:dict, metrics:dict, point:dict): # Model to `roc_
     for ax,x,y,key,where in ((roc, 'fpr', 'tpr', 'auroc', 'lower'), (pr, 'tpr', 'precision', 'auprc', 'upper')):
         for k,t in curves.items(): _curve(ax, t, y, f'{k}: {metric_text(metrics[k], key)}', **style[k])
         ax.plot(point[x], point[y], 'o', color=BLACK, ms=6, label='at the threshold', zorder=4)
-        if ax is pr: ax.axhline(prevalence, color=GREY, lw=.8, ls=':', label=f'prevalence: {percent(prevalence)}')
+        if ax is pr: ax.axhline(prevalence, label=f'prevalence: {percent(prevalence)}', **dotted)
         ax.legend(title=key.upper(), fontsize=8, title_fontsize=8, loc=f'{where} right')
-    roc.plot([0, 1], [0, 1], color=GREY, lw=.8, ls=':')
+    roc.plot([0, 1], [0, 1], **dotted)
     roc.set(xlabel='false positive rate (hours labelled 0)', ylabel='true positive rate (hours labelled 1)',
             xlim=(0, 1), ylim=(0, 1))
     top = max(t.precision.loc[.05:].max() for t in curves.values())
@@ -148,21 +151,22 @@ def plot_discrimination(curves:dict, metrics:dict, point:dict): # Model to `roc_
 # %% ../../nbs/report/30_plots.ipynb #bfed8ab5
 def _calibration_text(name, t):
     "Predicted against observed risk, in words"
-    last = t.iloc[-1]
-    text = f'{name}: the highest risks average {percent(last.risk)}, observed were {percent(last.observed)}'
+    risk,observed = map(percent, t.iloc[-1][['risk', 'observed']])
     off = int(((t.risk < t.lo) | (t.risk > t.hi)).sum())
-    return f'{text}; {f"{off} of {len(t)} groups are" if off else "no group is"} off by more than chance'
+    groups = f'{off} of {len(t)} groups are' if off else 'no group is'
+    return f'{name}: the highest risks average {risk}, observed were {observed}; {groups} off by more than chance'
 
 def plot_reliability(tables:dict, metrics:dict): # Name (a model, a place) to `reliability`, and to `evaluate`
     "Predicted risk against the observed share, on logarithmic axes; the title is about the first"
-    style,shown = styles(tables),{k:100*t[t.observed > 0].drop(columns='rows') for k,t in tables.items()}
+    shown = {k:100*t[t.observed > 0].drop(columns='rows') for k,t in tables.items()}
+    style,look = styles(tables),dict(capsize=2, elinewidth=1, ms=5, lw=1.2)
     note = f'Each point: equally many hours, in order of risk; bar: {_BAND}.'
     fig,ax = new_figure(_calibration_text(*next(iter(tables.items()))), note, (6.8, 4.6))
     for k,t in shown.items():
         v = metrics[k].value
         slope,intercept = number_text(v['cal_slope'], 2), number_text(v['cal_intercept'], 2)
-        ax.errorbar(t.risk, t.observed, _errors(t.observed, t.lo, t.hi), capsize=2, elinewidth=1, ms=5, lw=1.2,
-                    label=f'{k}: slope {slope}, intercept {intercept}, ECE {percent(v["ece"])}', **style[k])
+        label = f'{k}: slope {slope}, intercept {intercept}, ECE {percent(v["ece"])}'
+        ax.errorbar(t.risk, t.observed, _errors(t.observed, t.lo, t.hi), label=label, **look, **style[k])
     points = pd.concat(shown.values())[['risk', 'observed']].to_numpy()
     ends = [.7*points.min(), 1.4*points.max()]
     ax.plot(ends, ends, color=GREY, ls=':', lw=1, label='perfect', zorder=0)
@@ -206,31 +210,33 @@ def plot_decision_curve(tables:dict): # Model name to `decision_curve`; the firs
 def _burden_text(curve, m):
     "What the policy costs and finds, in words"
     def at(v): return f'{number_text(v["alerts_per_patient_day"], 2)} alerts per patient-day'
+    if (v := m.value)['alerts_per_patient_day'] > 0:
+        return (f'At {at(v)} {percent(v["sensitivity_in_time"])} of septic stays are alerted in time, '
+                f'and {percent(v["ppv_stay"])} of the alerted stays are septic')
     top = curve.loc[curve.sensitivity_in_time.idxmax()]
-    if m.value['alerts_per_patient_day'] > 0:
-        return (f'At {at(m.value)} {percent(m.value["sensitivity_in_time"])} of septic stays are alerted in time, '
-                f'and {percent(m.value["ppv_stay"])} of the alerted stays are septic')
     return ('The policy never alerts. Sensitivity costs alerts: '
             f'{percent(top.sensitivity_in_time)} of septic stays are alerted in time at {at(top)}')
 
 # %% ../../nbs/report/30_plots.ipynb #0dde7a9e
 def plot_burden(
-    curve:pd.DataFrame, # From `burden_curve`, with the alerts of the policy at each threshold
+    curve:pd.DataFrame,  # From `burden_curve`, with the alerts of the policy at each threshold
     policy:pd.DataFrame, # `evaluate` of the chosen policy's alerts; marked if there are any
-    budget:float,       # Alerts per patient-day that the policy may cost
-    septic:float,       # Share of stays that are septic: the PPV if every stay is alerted
+    budget:float,        # Alerts per patient-day that the policy may cost
+    septic:float,        # Share of stays that are septic: the PPV if every stay is alerted
 ):
     "Sensitivity in time, and PPV per alerted stay, against alerts per patient-day"
     x = curve.alerts_per_patient_day
     note = f'Line: the same rules at every alert threshold; band and bars: {_BAND}.'
     fig,axs = new_figure(_burden_text(curve, policy), note, (9, 3.9), (1, 2))
-    labels = dict(sensitivity_in_time='septic stays alerted by onset (%)', ppv_stay='alerted stays that are septic (%)')
+    labels = dict(sensitivity_in_time='septic stays alerted by onset (%)',
+                  ppv_stay='alerted stays that are septic (%)')
     for ax,(key,label) in zip(axs, labels.items()):
         _curve(ax, (100*curve).set_index(x), key, 'alert thresholds', BLUE, '-', '')
         if policy.value['alerts_per_patient_day'] > 0:
             a,v = policy.loc['alerts_per_patient_day'],100*policy.loc[key]
-            ax.errorbar(a.value, v.value, xerr=[[a.value-a.lo], [a.hi-a.value]], yerr=[[v.value-v.lo], [v.hi-v.value]],
-                        fmt='o', color=VERMILION, ms=8, capsize=3, label='the policy', zorder=5)
+            ax.errorbar(a.value, v.value, xerr=[[a.value-a.lo], [a.hi-a.value]],
+                        yerr=[[v.value-v.lo], [v.hi-v.value]], fmt='o', color=VERMILION, ms=8, capsize=3,
+                        label='the policy', zorder=5)
         ax.axvspan(budget, 1e3, color=GREY, alpha=.12, lw=0, label='beyond the budget')
         ax.set(xlabel='alerts per patient-day', ylim=(0, 100), xlim=(0, x.max()*1.03))
         ax.set_ylabel(label, fontsize=9)
@@ -239,11 +245,12 @@ def plot_burden(
     return fig
 
 # %% ../../nbs/report/30_plots.ipynb #5300113d
-def plot_lead_times(curve:pd.DataFrame, stays:int): # From `lead_curve`; septic stays whose onset was seen
+def plot_lead_times(curve:pd.DataFrame, stays:int): # From `lead_curve`; how many septic stays it counts
     "Share of septic stays that were alerted by each hour before onset"
     if not stays: return new_figure('No septic stay has an onset that was seen', size=(8, 1.6))[0]
     by,early,start = curve.share[0],curve.share[DT_EARLY-1],curve.index[0]
-    title = f'{percent(by)} of septic stays are alerted by onset, {percent(early)} more than {-DT_EARLY} h before it'
+    title = (f'{percent(by)} of septic stays are alerted by onset, '
+             f'{percent(early)} more than {-DT_EARLY} h before it')
     note = f'{stays:,} septic stays whose onset was seen, each from its first alert on; band: 95 % (Wilson).'
     fig,ax = new_figure(title if by else 'No septic stay is alerted by its onset', note)
     ax.axvspan(DT_EARLY, DT_LATE, color=GREEN, alpha=.12, lw=0, label='rewarded by the utility')
@@ -257,21 +264,22 @@ def plot_lead_times(curve:pd.DataFrame, stays:int): # From `lead_curve`; septic 
     return fig
 
 # %% ../../nbs/report/30_plots.ipynb #25d7ef1c
-def plot_utility(curves:dict, metrics:dict, alerted:dict): # Model to `utility_curve`, `evaluate`, positive share
+def plot_utility(curves:dict, metrics:dict, alerted:dict): # Model to `utility_curve`; `evaluate`; share positive
     "Utility of every threshold, and the point that each model is credited with"
     style,best = styles(curves),max(curves, key=lambda o: metrics[o].value['utility'])
     earned = metric_text(metrics[best], 'utility', 2)
     title = f'{best} earns {earned} of the possible utility with {percent(alerted[best])} of the hours positive'
-    key = 'Dot and legend: what a model is credited with, each test fold at the threshold of its training folds (95 %).'
-    fig,ax = new_figure(title + ('; the peak is flat' if is_flat(curves[best]) else ''), key, (7.4, 3.7))
+    if is_flat(curves[best]): title += '; the peak is flat'
+    fig,ax = new_figure(title, 'Dot and legend: what a model is credited with, each test fold at the threshold '
+                        'of its training folds (95 %).', (7.4, 3.7))
     for k,c in curves.items():
         _curve(ax, c.set_index(100*c.alerted), 'utility', f'{k}: {metric_text(metrics[k], "utility")}', **style[k])
         ax.plot(100*alerted[k], metrics[k].value['utility'], 'o', color=style[k]['color'], ms=6)
     ax.axhline(0, color=BLACK, lw=.8)
     ax.text(99, .01, 'no alerts', fontsize=8, color=GREY, ha='right')
     ax.legend(fontsize=8)
-    high = max(c.utility.max() for c in curves.values())
-    ax.set(xlabel='positive hours (%)', ylabel='normalised utility', xlim=(0, 100), ylim=(-.3, max(.1, 1.15*high)))
+    high = 1.15*max(c.utility.max() for c in curves.values())
+    ax.set(xlabel='positive hours (%)', ylabel='normalised utility', xlim=(0, 100), ylim=(-.3, max(.1, high)))
     return fig
 
 # %% ../../nbs/report/30_plots.ipynb #fbcf9b55
@@ -280,8 +288,7 @@ def _furthest_text(table):
     "The group that is furthest from everybody by its own interval, in words"
     t = table[table.index.get_level_values(1).isin(GROUP_METRICS)].dropna(subset=['value'])
     if 'everybody' not in t.index: return 'Too few septic stays for figures by group'
-    rest = t.drop('everybody')
-    rest = rest.assign(everybody=t.value.loc['everybody'].reindex(rest.index.get_level_values(1)).to_numpy())
+    rest = t.drop('everybody').join(t.value.loc['everybody'].rename('everybody'), on='metric')
     out = rest[(rest.lo > rest.everybody) | (rest.hi < rest.everybody)]
     if not len(out): return f'None of {len(rest)} intervals excludes everybody’s value'
     at = ((out.value-out.everybody).abs()/(out.hi-out.lo).clip(lower=1e-9)).to_numpy().argmax()
@@ -293,8 +300,8 @@ def _furthest_text(table):
 # %% ../../nbs/report/30_plots.ipynb #af4dca89
 def plot_subgroups(table:pd.DataFrame): # From `subgroups`
     "Forest plot of some metrics by group"
-    note = (f'Bars: {_BAND}; dashed: everybody. In brackets: septic of all stays. By chance one interval in twenty '
-            'excludes the dashed line.')
+    note = (f'Bars: {_BAND}; dashed: everybody. In brackets: septic of all stays. '
+            'By chance one interval in twenty excludes the dashed line.')
     size = table.groupby(level=0, sort=False)[['stays', 'septic']].first()
     at,inches = np.arange(len(size))[::-1],(10.5, .29*len(size)+1.5)
     fig,axs = new_figure(_furthest_text(table), note, inches, (1, 4), sharey=True)
@@ -302,12 +309,12 @@ def plot_subgroups(table:pd.DataFrame): # From `subgroups`
         k,v = 100 if METRICS[c].share else 1,table.xs(c, level='metric').reindex(size.index)
         ax.axvline(k*v.value['everybody'], color=GREY, ls='--', lw=.9)
         ax.grid(axis='y', visible=False)
-        ax.errorbar(k*v.value, at, xerr=[k*o for o in _errors(v.value, v.lo, v.hi)], fmt='o', ms=5, capsize=2,
+        ax.errorbar(k*v.value, at, xerr=_errors(k*v.value, k*v.lo, k*v.hi), fmt='o', ms=5, capsize=2,
                     color=BLUE, elinewidth=1.2)
         ax.set_xlabel(f'{METRICS[c].label}{" (%)" if METRICS[c].share else ""}', fontsize=9)
     for y in at[v.value.isna()]:
-        axs[0].text(.02, y, 'too few septic stays', transform=axs[0].get_yaxis_transform(), fontsize=8, color=GREY,
-                    va='center', bbox=dict(fc='w', ec='none', pad=1))
+        axs[0].text(.02, y, 'too few septic stays', transform=axs[0].get_yaxis_transform(), fontsize=8,
+                    color=GREY, va='center', bbox=dict(fc='w', ec='none', pad=1))
     axs[0].set_yticks(at, [f'{n}  ({o.septic:,} of {o.stays:,})' for n,o in size.iterrows()], fontsize=8)
     axs[0].set_ylim(-.6, len(size)-.4)
     return fig

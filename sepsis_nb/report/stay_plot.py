@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, textwrap
 from ..model.policy import Policy
 from ..model.utility import DT_EARLY, DT_LATE, DT_OPTIMAL
 from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, plain_axes, set_title
-from .text import feature_text, percent
+from .text import percent
+from ..rows.labels import feature_text
 from ..rows.signals import SIGNALS
 
 # %% ../../nbs/report/31_stay_plot.ipynb #11d0a6b2
@@ -27,7 +28,8 @@ def _stay_text(h, risk, alert, label, kind, policy):
     if onset is None: return f'{kind}: septic from the first row'
     def near(t): return (t >= onset+DT_EARLY) & (t <= onset+DT_LATE)
     if len(found := alerts[near(alerts)]):
-        return f'{kind}: the alert comes {abs(onset-found[0]):.0f} h {"before" if found[0] <= onset else "after"} onset'
+        side = 'before' if found[0] <= onset else 'after'
+        return f'{kind}: the alert comes {abs(onset-found[0]):.0f} h {side} onset'
     highest = percent(risk[near(h)].max(initial=0))
     text = f'{kind}: no alert around an onset in hour {onset:.0f}; the risk stays at or below {highest}'
     return text if policy.never else f'{text}, the alert threshold is {percent(policy.alert_threshold)}'
@@ -37,8 +39,8 @@ def _stay_axes(title, strips, bars):
     "Risk above its strips on shared hours, the bars at the right"
     left = ['risk', *(f's{i}' for i in range(strips))]
     fig = plt.figure(figsize=(10 if bars else 8, 2.6+.55*strips), layout='constrained')
-    axd = fig.subplot_mosaic([[o, 'why'] if bars else [o] for o in left], height_ratios=[3.2, *[.8]*strips],
-                             width_ratios=[1.75, 1] if bars else None)
+    axd = fig.subplot_mosaic([[o, 'why'] if bars else [o] for o in left],
+                             height_ratios=[3.2, *[.8]*strips], width_ratios=[1.75, 1] if bars else None)
     for name,ax in axd.items():
         plain_axes(ax)
         if name[0] == 's': ax.sharex(axd['risk'])
@@ -75,6 +77,7 @@ def _bars(ax, why, hour):
     ax.tick_params(axis='y', length=0)
     ax.set_title(f'Odds in hour {hour:.0f} multiplied by', fontsize=9, loc='left')
 
+# %% ../../nbs/report/31_stay_plot.ipynb #c2c03fa8
 def _risk(ax, h, risk, alert, policy):
     "Risk, alerts and the two thresholds"
     ax.plot(h, 100*risk, color=BLUE, lw=1.6, label='risk')
@@ -87,13 +90,14 @@ def _risk(ax, h, risk, alert, policy):
 # %% ../../nbs/report/31_stay_plot.ipynb #960faae5
 def plot_stay(
     hour, risk, alert, label, indeterminate, # (k,) of the rows of one stay, as of `evaluate`
-    policy:Policy,
-    kind='stay',         # `early alert`, `missed stay`, `false alert`
-    why=None, at=None,   # `contribution_table` of one row, and which row (0 to k-1); None: no bars
-    signals:pd.DataFrame=pd.DataFrame(), # k rows of measured values, one strip a column
+    policy:Policy,        # That made the alerts
+    kind:str,             # `early alert`, `missed stay` or `false alert`: begins the title
+    why, at,              # `contribution_table` of one row, and which row (0 to k-1); None: no bars
+    signals:pd.DataFrame, # k rows of measured values, one strip a column
 ):
     "One stay hour by hour"
-    fig,axd = _stay_axes(_stay_text(hour, risk, alert, label, kind, policy), signals.shape[1], why is not None)
+    title = _stay_text(hour, risk, alert, label, kind, policy)
+    fig,axd = _stay_axes(title, signals.shape[1], why is not None)
     ax,onset = axd['risk'],_onset(hour, label)
     _risk(ax, hour, risk, alert, policy)
     hidden = hour[indeterminate]

@@ -15,7 +15,7 @@ from .text import metric_text, number_text, percent, render
 
 # %% ../../nbs/report/20_tables.ipynb #a779a7c7
 def headline(metrics:pd.DataFrame, cohort:dict, note='')->str: # From `evaluate` and `count_cohort`; `Html`
-    "Five figures, their intervals and what each means; note: one more sentence, such as why a policy never alerts"
+    "Five figures with intervals and meanings; `note`: one more sentence, as why a policy never alerts"
     return render('headline.html', m=metrics, cohort=cohort, note=note)
 
 # %% ../../nbs/report/20_tables.ipynb #576b7850
@@ -34,7 +34,8 @@ def _count(hit, known):
 def _column(s):
     "The facts of a set of stays as text"
     all_,unit,ill = s.rows > 0,s.micu.notna() | s.sicu.notna(),s[s.septic]
-    return {'stays':f'{len(s):,}', 'hours observed (rows)':f'{s.rows.sum():,}', 'septic stays':_count(s.septic, all_),
+    return {'stays':f'{len(s):,}', 'hours observed (rows)':f'{s.rows.sum():,}',
+            'septic stays':_count(s.septic, all_),
             'of these, septic from the first row':_count(ill.from_start, ill.septic) if len(ill) else '–',
             'hours labelled 1':_count(s.rows_1, s.rows),
             'rows per stay, median (quartiles)':_quartiles(s.rows),
@@ -43,15 +44,16 @@ def _column(s):
             'surgical ICU':_count(s.sicu == 1, unit), 'unit not recorded':_count(~unit, all_),
             'hours in hospital before the ICU, median (quartiles)':_quartiles(s.before, 1)}
 
-def data_card(df:pd.DataFrame, **others)->pd.DataFrame: # others: name to tidy rows of other sets, e.g. `external`
+def data_card(df:pd.DataFrame, **others)->pd.DataFrame: # Tidy rows; others: of other sets, by name
     "Who the patients are, as text: index fact; columns all stays, septic, never septic, and the others"
     s = stay_facts(df)
     sets = {'all stays':s, 'septic':s[s.septic], 'never septic':s[~s.septic]}
     sets |= {k:stay_facts(o) for k,o in others.items()}
     return pd.DataFrame({k:_column(v) for k,v in sets.items()}).rename_axis('fact')
 
+# %% ../../nbs/report/20_tables.ipynb #fad3fc08
 def label_meaning(df:pd.DataFrame)->str: # Markdown
-    "What a label of 1 means, and what it does not"
+    "What a label of 1 means in tidy rows, and what it does not"
     s = stay_facts(df)
     s = s[s.septic]
     low,high = s.rows_1.quantile([.05, .95]).fillna(0).round().astype(int)
@@ -69,12 +71,12 @@ def policy_table(places:dict)->pd.DataFrame: # Place (`held out`, `external`) to
     return pd.DataFrame(rows).T.rename_axis(['place', 'target'])
 
 # %% ../../nbs/report/20_tables.ipynb #0b1492b0
-def indeterminate_table(facts:dict, metrics:dict)->pd.Series: # From `indeterminate_effect`; fact to text
-    "Indeterminate rows as a table for readers"
-    rows = {name:f'{n:,} ({percent(share)})' for name,(n,share) in
-            zip(('hours indeterminate', 'stays with any'), (facts['hours'], facts['stays']))}
-    rows |= {'labelled 1 among them':percent(facts['prevalence_in']),
-             'labelled 1 among the others':percent(facts['prevalence_out'])}
+def indeterminate_table(facts:dict, metrics:dict)->pd.Series: # Both from `indeterminate_effect`
+    "How often rows are indeterminate and what that does, as text: index fact"
+    def counted(n, share): return f'{n:,} ({percent(share)})'
+    rows = {'hours indeterminate':counted(*facts['hours']), 'stays with any':counted(*facts['stays']),
+            'labelled 1 among them':percent(facts['prevalence_in']),
+            'labelled 1 among the others':percent(facts['prevalence_out'])}
     shown = 'alerts_per_patient_day', 'ppv_stay', 'sensitivity_in_time', 'auroc'
     rows |= {f'{METRICS[c].label}, {use}':metric_text(m, c) for use,m in metrics.items() for c in shown}
     return pd.Series(rows, name='value').rename_axis('fact')
@@ -100,8 +102,8 @@ _COLUMNS = ('utility', 'auroc', 'auprc', 'brier', 'cal_slope', 'alerts_per_patie
             'sensitivity_in_time')
 
 def baseline_table(tables:dict, crossed=())->str: # Name to `evaluate`, in the order of the rows; `Html`
-    """All models and baselines side by side; the highest utility, AUROC and AUPRC are bold. `crossed` is the same of
-    figures that must not be believed, such as a row split"""
+    """All models and baselines side by side, the highest utility, AUROC and AUPRC bold; `crossed`: the same of figures
+    that must not be believed, such as a row split"""
     every,ranking = tables | dict(crossed), pd.DataFrame({n:t.value for n,t in tables.items()})
     top = ranking.reindex(['utility', 'auroc', 'auprc']).dropna(how='all').idxmax(axis=1)
     shown = [c for c in _COLUMNS if any(c in t.index for t in tables.values())]

@@ -11,23 +11,26 @@ from importlib.resources import files
 from itertools import groupby
 from operator import itemgetter
 
-# %% ../../nbs/rows/40_derived.ipynb #de0dived05
+# %% ../../nbs/rows/40_derived.ipynb #d7dbddc3
+def _edge(text): return float(np.nextafter(float(text[1:]), -np.inf)) if text[0] == '<' else float(text)
+def _alternative(o): # (signal, or two as a/b; edges; points)
+    return o['signal'], tuple(map(_edge, o['edges'].split())), tuple(map(int, o['points'].split()))
+def _parts(rows): return tuple(tuple(map(_alternative, g)) for _,g in groupby(rows, itemgetter('part')))
+
+# score to its parts; a part: alternatives, of which the worst counts
+with files('sepsis_nb').joinpath('rows/scores.csv').open(encoding='utf-8') as f:
+    SCORES = {name:_parts(g) for name,g in groupby(csv.DictReader(f), itemgetter('score'))}
+
+# %% ../../nbs/rows/40_derived.ipynb #edaaa46b
 BEDSIDE = 'HR O2Sat Temp SBP MAP DBP Resp'
 GASES = 'BaseExcess HCO3 FiO2 pH PaCO2 SaO2'
 LABS = '''AST BUN Alkalinephos Calcium Chloride Creatinine Bilirubin_direct Glucose Lactate Magnesium
     Phosphate Potassium Bilirubin_total TroponinI Hct Hgb PTT WBC Fibrinogen Platelets'''
-
-# %% ../../nbs/rows/40_derived.ipynb #d7dbddc3
-# score: its parts; part: alternatives of which the worst counts; alternative: signal (or two, divided), edges, points
-def _edge(text): return float(np.nextafter(float(text[1:]), -np.inf)) if text[0] == '<' else float(text)
-def _alternative(o): return o['signal'], tuple(map(_edge, o['edges'].split())), tuple(map(int, o['points'].split()))
-def _parts(rows): return tuple(tuple(map(_alternative, g)) for _,g in groupby(rows, itemgetter('part')))
-with files('sepsis_nb').joinpath('rows/scores.csv').open(encoding='utf-8') as f:
-    SCORES = {name:_parts(g) for name,g in groupby(csv.DictReader(f), itemgetter('score'))}
 COUNTS = dict(vitals_seen=BEDSIDE, gases_seen=GASES, labs_seen=LABS)
 KNOWNS = dict(labs_known=f'{GASES} {LABS}')
 DERIVED = (*SCORES, *COUNTS, *KNOWNS)
 def sources(name):
     "The measured signals that a derived one is made of; of a measured one itself"
-    if name in SCORES: return tuple(dict.fromkeys(s for part in SCORES[name] for o in part for s in o[0].split('/')))
-    return tuple((COUNTS | KNOWNS)[name].split()) if name in DERIVED else (name,)
+    if name not in DERIVED: return (name,)
+    if name not in SCORES: return tuple((COUNTS | KNOWNS)[name].split())
+    return tuple(dict.fromkeys(s for part in SCORES[name] for o in part for s in o[0].split('/')))

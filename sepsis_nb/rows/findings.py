@@ -26,8 +26,9 @@ def findings(df:pd.DataFrame)->pd.DataFrame: # df: raw, from `read`; its rows co
         h = pd.Series(hours(df.time), df.index)
         found.insert(1, ('time goes back within a stay', h.groupby(df.patient_id, sort=False).diff() < 0,
                          'sort the export by time; a late row counts as measured at the latest time seen'))
-    if 'label' in df: found.append(('stay without any label', df.label.isna().groupby(df.patient_id).transform('all'),
-                                    'it cannot train or test a model and is left out of both'))
+    if 'label' in df:
+        found.append(('stay without any label', df.label.isna().groupby(df.patient_id).transform('all'),
+                      'it cannot train or test a model and is left out of both'))
     table = []
     for what,rows,advice in found:
         if not (at := np.flatnonzero(rows)).size: continue
@@ -37,7 +38,7 @@ def findings(df:pd.DataFrame)->pd.DataFrame: # df: raw, from `read`; its rows co
 
 # %% ../../nbs/rows/20_findings.ipynb #7dfd3b5d
 log = logging.getLogger(__name__)
-def warn(found:pd.DataFrame, where): # found: from `findings`; where: file or files, for the message
+def warn(found:pd.DataFrame, where): # found: from `findings`; where: file or list of files, for the message
     "Log one warning a finding"
     if isinstance(where, (list, tuple)): where = ', '.join(map(str, where))
     for o in found.itertuples():

@@ -31,6 +31,7 @@ def _spells(rng, n, share, median, spread=.9, weight=1.):
     np.add.at(steps, stop, -1)
     return steps[:-1].cumsum() > 0
 
+# %% ../../nbs/rows/30_simulate.ipynb #a7680990
 def _episode(rng, n):
     "(n,) label 0/1 and (n,) illness in [0, 1] of one episode in the middle of a file"
     onset = n*rng.uniform(.35, .5)
@@ -71,6 +72,7 @@ def _oximeter(rng, heart):
     wrong = np.where(rng.random(len(heart)) < .7, -1, 1)*(6 + rng.exponential(7, len(heart)))
     return _smooth(heart, 3) + wrong*_spells(rng, len(heart), .042, 3)
 
+# %% ../../nbs/rows/30_simulate.ipynb #3d39a4df
 def _drop(rng, df):
     "`df` with spells of missing cells: about 1 % a column, 0.3 % in all columns"
     unplugged = _spells(rng, len(df), .003, 60)
@@ -78,7 +80,7 @@ def _drop(rng, df):
 
 # %% ../../nbs/rows/30_simulate.ipynb #8a0afd21
 def simulate_patient(n, number=1, seed=42, offset=0.): # n: rows; offset: from the export's means, in its sds
-    "`Patient ID` synthetic-<number> at 1 Hz with one episode: `Result Time`, `Label`, the monitor's columns; °F"
+    "Patient synthetic-<number> with one episode, a row a second, in the export's columns; °F"
     rng = np.random.default_rng([seed, number])
     label,illness = _episode(rng, n)
     stir = _smooth(_spells(rng, n, .06, 240), 30) # handling, feeding, crying: fast for minutes
@@ -91,7 +93,7 @@ def simulate_patient(n, number=1, seed=42, offset=0.): # n: rows; offset: from t
     return head.join(_drop(rng, signals))
 
 # %% ../../nbs/rows/30_simulate.ipynb #28993b4a
-def simulate(folder:Path|str='.', seed:int=42, rows:tuple=ROWS)->list: # folder: made if missing; rows: of each file
+def simulate(folder:Path|str='.', seed:int=42, rows:tuple=ROWS)->list: # folder: made if missing; rows: by file
     "Write synthetic patient1.csv and so on; their paths; `FileExistsError` if a file there may be real"
     paths = [Path(folder)/f'patient{i+1}.csv' for i in range(len(rows))]
     for path in paths:

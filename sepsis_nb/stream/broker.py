@@ -9,7 +9,7 @@ __all__ = ['log', 'KAFKA', 'pinned', 'jar_name', 'jar_folder', 'check_jars', 'fe
 # %% ../../nbs/stream/11_broker.ipynb #b4ba2e75
 import atexit, base64, fcntl, hashlib, json, logging, os, psutil, random, re, shutil, socket, ssl, subprocess
 import tempfile, time, uuid
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from fastcore.basics import patch
@@ -34,7 +34,7 @@ def jar_folder(cache): return Path(cache)/f'kafka-{KAFKA}'
 # %% ../../nbs/stream/11_broker.ipynb #5af13011
 def _sha256(path): return hashlib.sha256(path.read_bytes()).hexdigest()
 def check_jars(folder:Path)->list:
-    "Coordinates of the jars that a folder lacks; `ValueError` names a jar with other content than the pinned one"
+    "Coordinates of the jars that a folder lacks; `ValueError` names a jar that differs from the pinned one"
     missing = []
     for coord,digest in pinned().items():
         jar = folder/jar_name(coord)
@@ -45,7 +45,7 @@ def check_jars(folder:Path)->list:
 
 # %% ../../nbs/stream/11_broker.ipynb #16e9632a
 def _fetch(coord, beside, folder):
-    "One jar into `folder` from Maven or the user's mirror, by way of `beside`; `ValueError` if another one is served"
+    "One jar into `folder` from Maven or the user's mirror, by way of `beside`; `ValueError`: a wrong jar"
     from jgo.config import GlobalSettings
     from jgo.constants import MAVEN_CENTRAL_URL
     from jgo.maven import MavenContext
@@ -54,13 +54,14 @@ def _fetch(coord, beside, folder):
     group,artifact,version = coord.split(':')
     got = maven.project(group, artifact).at_version(version).artifact().resolve()
     found,expected = _sha256(got),pinned()[coord]
-    if found != expected: raise ValueError(f'{got.name} was served with SHA-256 {found}, expected {expected}. It was '
-        "not kept. Check the mirror in the section [repositories] of jgo's configuration, or try another network.")
+    if found != expected: raise ValueError(
+        f'{got.name} was served with SHA-256 {found}, expected {expected}. It was not kept. '
+        "Check the mirror in the section [repositories] of jgo's configuration, or try another network.")
     os.replace(got, folder/got.name)
 
 # %% ../../nbs/stream/11_broker.ipynb #e54fb58d
-def fetch_jars(cache:Path|None=None, progress:bool=True)->Path:
-    "Folder with all the jars, in `cache` or that of the settings; `ConnectionError` says what to do without a network"
+def fetch_jars(cache:Path|None=None, progress:bool=True)->Path: # cache: None: that of the settings
+    "Folder in `cache` that has all the jars; `ConnectionError` says what to do without a network"
     folder = jar_folder(cache or load_settings().cache)
     if not (missing := check_jars(folder)): return folder
     import truststore
@@ -68,11 +69,8 @@ def fetch_jars(cache:Path|None=None, progress:bool=True)->Path:
     truststore.inject_into_ssl()
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix='fetch-') as tmp, ThreadPoolExecutor(4) as pool:
-            jobs = [pool.submit(_fetch, c, Path(tmp), folder) for c in missing]
-            bar = tqdm(as_completed(jobs), total=len(jobs), desc=f'Kafka {KAFKA}', unit='jar', disable=not progress)
-            try:
-                for job in bar: job.result()
-            finally: pool.shutdown(wait=False, cancel_futures=True)
+            done = pool.map(lambda coord: _fetch(coord, Path(tmp), folder), missing) # an error cancels the rest
+            for _ in tqdm(done, f'Kafka {KAFKA}', len(missing), unit='jar', disable=not progress): pass
     except (OSError, RuntimeError) as e:
         missing,why = check_jars(folder),str(getattr(e.args[0] if e.args else e, 'reason', e))[:200]
         raise ConnectionError(
@@ -114,8 +112,8 @@ class Security:
                          f'make one with `openssl pkcs8 -topk8 -nocrypt -in {self.key} -out …`')
 
 # %% ../../nbs/stream/11_broker.ipynb #a0eaccd8
-def server_properties(data, port, control, retention_h=168, **secured): # secured: `tls_port` and `ca`
-    "Kafka's configuration for one broker on this machine alone, with ports for clients and for the controller"
+def server_properties(data, port, control, retention_h, **secured): # control: port; secured: tls_port and ca
+    "Kafka's configuration for a broker on this machine alone, with ports for clients and the controller"
     names = ['kafka', 'kafka-secured'] if secured else ['kafka']
     text = ''.join((files('sepsis_nb.stream')/f'{n}.properties').read_text() for n in names)
     return text.format(data=data, port=port, control=control, retention_h=retention_h, **secured)
@@ -129,13 +127,13 @@ def _running(data):
 
 # %% ../../nbs/stream/11_broker.ipynb #83898d77
 class Broker:
-    """A real Kafka on 127.0.0.1 that ends with its `with` block, and with its parent process; `data`: folder for topics
-    and log, None for a temporary one; `port` 0: a free one; `cache`: folder with the jars, None for that of settings"""
-    def __init__(self, data:Path|None=None, port:int=0, config:BrokerConfig=BrokerConfig(), cache:Path|None=None,
-                 security:Security|None=None): # None: no TLS, no login
+    """A real Kafka on 127.0.0.1 that ends with its `with` block, and with its parent process; `data`: folder for
+    topics and log, None: a temporary one; `port` 0: a free one; `cache`: folder of the jars, None: that of settings"""
+    def __init__(self, data:Path|None=None, port:int=0, config:BrokerConfig=BrokerConfig(),
+                 cache:Path|None=None, security:Security|None=None): # security None: no TLS, no login
         self.temporary,self.port,self.config,self.cache = data is None,port or free_port(),config,cache
-        self.data = Path(tempfile.mkdtemp(prefix='sepsis-kafka-') if data is None else data).resolve()
-        self.log,self.props = self.data/'broker.log', self.data/'server.properties' # the log before is broker.log.1
+        self.data = Path(data or tempfile.mkdtemp(prefix='sepsis-kafka-')).resolve()
+        self.log,self.props = self.data/'broker.log', self.data/'server.properties' # before: broker.log.1
         self.security,self.tls_port = security,free_port() if security else None
         self.bootstrap,self.process,self._guard = f'127.0.0.1:{self.port}', None, None
     pid = property(lambda self: self.process and self.process.pid)
@@ -163,7 +161,7 @@ def _java(self:Broker, main, *params):
 # %% ../../nbs/stream/11_broker.ipynb #69ddc255
 @patch
 def _prepare(self:Broker):
-    "Write the configuration; format the folder if it is new. `RuntimeError` carries the tool's message"
+    "Write the configuration; format the folder if it is new. `RuntimeError` has the tool's message"
     self.data.mkdir(parents=True, exist_ok=True)
     secured = {}
     if self.security:
@@ -182,8 +180,9 @@ def _prepare(self:Broker):
 @patch
 def _spawn(self:Broker, guard):
     "Start Java, write its process number into the folder, and start its guard"
-    with open(self.log, 'ab') as out: self.process = subprocess.Popen(**self._java('kafka.Kafka', str(self.props)),
-        stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd=self.data, start_new_session=True)
+    with open(self.log, 'ab') as out: self.process = subprocess.Popen(
+        **self._java('kafka.Kafka', str(self.props)), cwd=self.data, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     (self.data/'broker.json').write_text(json.dumps(dict(pid=self.pid, bootstrap=self.bootstrap)))
     if not guard: return
     script = (files('sepsis_nb.stream')/'guard.sh').read_text()
@@ -212,16 +211,18 @@ def _await(self:Broker):
 # %% ../../nbs/stream/11_broker.ipynb #65c12c5b
 @patch
 def _add_users(self:Broker):
-    "Set the users' passwords, also those of an earlier start; `RuntimeError` names a user that was refused"
+    "Set the users' passwords, also those of an earlier start; `RuntimeError` names refused users"
     if not self.security or not (users := self.security.users): return
     with closing(admin_client(self.kafka, self.config.start_s)) as admin:
         done = admin.alter_user_scram_credentials(
             [UserScramCredentialUpsertion(u, 'SCRAM-SHA-256', p, iterations=8192) for u,p in users.items()])
         if bad := {u:o for u,o in done.items() if o}: raise RuntimeError(f'Kafka refused the users {bad}')
         while set(users)-set(admin.describe_user_scram_credentials()): time.sleep(.02) # applied a moment later
+
+# %% ../../nbs/stream/11_broker.ipynb #05637da8
 @patch
 def start(self:Broker, guard:bool=True)->Broker: # guard: end with this process; False: live on
-    "Start and wait until clients are served; a start that fails or is interrupted leaves no process"
+    "Start and wait until clients are served; after `RuntimeError` or `TimeoutError` no process is left"
     if self.process and self.process.poll() is None: return self
     if p := _running(self.data): raise RuntimeError(
         f'{self.data} is in use by the broker of process {p.pid}; stop that one or give another folder')
@@ -241,18 +242,17 @@ def start(self:Broker, guard:bool=True)->Broker: # guard: end with this process;
 
 # %% ../../nbs/stream/11_broker.ipynb #0b61b72d
 def _end(process, seconds):
-    "SIGTERM, and SIGKILL after a time limit; takes a `Popen` or a psutil process"
+    "SIGTERM, and SIGKILL after some seconds, or at once if that is 0; takes a `Popen` or a psutil process"
     with suppress(psutil.NoSuchProcess):
-        process.terminate()
+        if seconds: process.terminate()
         try: process.wait(seconds)
         except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
             process.kill()
             process.wait()
 @patch
 def kill(self:Broker, seconds=0):
-    "End the process by SIGKILL, as a crash would, or by `_end` in some seconds, and then its guard; the data stays"
+    "End the process, by default as a crash would (see `_end`), and then its guard; the data stays"
     if not self.process: return
-    if not seconds: self.process.kill()
     _end(self.process, seconds)
     if self._guard:
         self._guard.kill()
@@ -269,7 +269,7 @@ def stop(self:Broker):
 # %% ../../nbs/stream/11_broker.ipynb #d8a51627
 class BrokerStatus(NamedTuple):
     "What answers at the broker's address"
-    state:str # started, running, silent, other-port (ours, at another address), external (not ours), taken, stopped
+    state:str # started, running, silent, stopped, taken, other-port (our own), external (not ours)
     text:str  # The same as a sentence
 
 def _own_status(data):
@@ -300,7 +300,8 @@ def broker_status(settings:Settings)->BrokerStatus:
         except ConnectionError as e: found,why = None,str(e)
     if found: return BrokerStatus(
         'external', f'a Kafka that was not started here answers at {servers}; it is used as it is')
-    if found is False: return BrokerStatus('taken', f'port {port} is taken by {who_listens(port)}, which is not Kafka')
+    if found is False: return BrokerStatus(
+        'taken', f'port {port} is taken by {who_listens(port)}, which is not Kafka')
     if not own: return BrokerStatus('stopped', why)
     return BrokerStatus('other-port', f'{own.text}, but settings.ini [kafka] says {servers}. '
                         'Stop it with `sepsis broker stop`, or fix the setting')
@@ -314,7 +315,7 @@ def _locked(folder):
     return f
 
 def start_broker(settings:Settings)->BrokerStatus: # state 'started', 'running' or 'external'
-    "Start the background broker unless a Kafka is there; `RuntimeError` or `ConnectionError` if it could not serve"
+    "Start the background broker unless a Kafka is there; `RuntimeError`, `ConnectionError`: it cannot serve"
     data,kafka = settings.work/'kafka',settings.kafka
     with _locked(data):
         now,port = broker_status(settings),_embedded_port(kafka)
@@ -327,7 +328,7 @@ def start_broker(settings:Settings)->BrokerStatus: # state 'started', 'running' 
         b = Broker(data, port, settings.broker, settings.cache).start(guard=False)
     return BrokerStatus('started', f'Kafka {KAFKA} started at {b.bootstrap} (process {b.pid}, log {b.log})')
 
-def stop_broker(settings:Settings)->BrokerStatus: # state 'stopped', or 'external'/'taken' for what is not ours
+def stop_broker(settings:Settings)->BrokerStatus: # state: stopped, or external or taken if it is not ours
     "End the background broker, and nothing else; it may take half a minute to write what it holds"
     data = settings.work/'kafka'
     with _locked(data):

@@ -39,7 +39,7 @@ class Delivery:
                                          linger_ms=0, max_batch_size=262_144, request_timeout_ms=60_000)
         await self.producer.start()
     async def stop(self): await self.producer.stop()
-    async def send(self, topic, records): # (partition, key, value), with headers and a time in ms where there are any
+    async def send(self, topic:str, records): # (partition, key, value), then headers and a time in ms if any
         "Send all, then wait for all; `KafkaError` if the broker did not take one within a minute"
         parts,waiting = {}, []
         for p,*record in records: parts.setdefault(p, []).append(record)
@@ -52,20 +52,20 @@ class Delivery:
 def _batches(producer, records):
     "The records of one partition as the producer's batches"
     batch = producer.create_batch()
-    for key,value,headers,timestamp in (o+[[], None][len(o)-2:] for o in records):
-        record = dict(key=key, value=value, headers=headers, timestamp=timestamp)
-        if batch.append(**record) is not None: continue
-        yield batch
-        batch = producer.create_batch()
-        batch.append(**record)
+    for o in records:
+        record = dict(timestamp=None) | dict(zip(('key', 'value', 'headers', 'timestamp'), o))
+        if batch.append(**record) is None: # full
+            yield batch
+            batch = producer.create_batch()
+            batch.append(**record)
     if batch.record_count(): yield batch
 
 # %% ../../nbs/stream/32_delivery.ipynb #0140fce9
 async def read_states(kafka:Kafka, topics:Topics, partitions:set)->tuple:
-    "`StateRecords` and the input's next offset, by partition, as of now; `TimeoutError` if the broker stops answering"
+    "`StateRecords` and the input's next offset, both by partition; `TimeoutError`: no answer for 30 s"
     tps = [TopicPartition(topics.state, p) for p in sorted(partitions)]
-    c = AIOKafkaConsumer(**client_args(kafka), group_id=None, enable_auto_commit=False, auto_offset_reset='earliest',
-                         fetch_max_wait_ms=20) # by default the last two requests wait 500 ms behind an empty fetch
+    c = AIOKafkaConsumer(**client_args(kafka), enable_auto_commit=False, auto_offset_reset='earliest',
+                         fetch_max_wait_ms=20) # by default the last two requests wait 500 ms in vain
     await c.start()
     try:
         c.assign(tps)
@@ -79,8 +79,8 @@ async def read_states(kafka:Kafka, topics:Topics, partitions:set)->tuple:
         return found, {tp.partition:end for tp,end in ends.items()}
     finally: await c.stop()
 
-def state_findings(counts:Counter, topics:Topics)->list:
-    "Lines for the log on state records that were not used as they are, from the counts of `restore`"
+def state_findings(counts:Counter, topics:Topics)->list: # counts: as from `restore`
+    "Lines for the log on state records that were not used as they are"
     texts = dict(
         other_spec='states set aside patients={}: they have another feature spec or version, these patients begin anew',
         beyond_end=f'states dropped patients={{}}: topic {topics.input} ends before them, so it was created again',
@@ -90,7 +90,7 @@ def state_findings(counts:Counter, topics:Topics)->list:
 
 # %% ../../nbs/stream/32_delivery.ipynb #04aaf2c6
 async def check_topics(kafka:Kafka, topics:Topics):
-    "`LookupError` if topics are missing, `ValueError` if they differ in partitions, `ConnectionError` without a broker"
+    "`ConnectionError`: no broker; `LookupError`: topics are missing; `ValueError`: they differ in partitions"
     admin,at = AIOKafkaAdminClient(**client_args(kafka)), kafka.bootstrap_servers
     try:
         try: await asyncio.wait_for(admin.start(), 15)
@@ -112,8 +112,8 @@ def end_process(code:int, why:str, **kwargs): # kwargs: as for `log.critical`
     for o in (*logging.root.handlers, sys.stdout, sys.stderr): o.flush()
     os._exit(code)
 
-async def end_on_error(work, what:str):
-    "Await `work`; an error in it ends the process, and the log says what failed"
+async def end_on_error(work, what:str): # work: awaitable; what: its name in the log
+    "Await `work`; an error in it ends the process"
     try: await work
     except LaterVersion as e: end_process(os.EX_CONFIG, str(e))
     except Exception as e:
@@ -123,22 +123,22 @@ async def end_on_error(work, what:str):
 # %% ../../nbs/stream/32_delivery.ipynb #5e65c5d3
 class Pipeline:
     "One worker's batches: from messages to acknowledged outputs and states"
-    def __init__(self, settings, scorer, delivery):
+    def __init__(self, settings, scorer, delivery): # `Settings`, `Scorer`, `Delivery`
         self.settings,self.scorer,self.delivery,self.lock = settings,scorer,delivery,asyncio.Lock()
-        self.patients,self.assigned = {}, set()                   # partition to `Patients`; partitions to read
-        self.total,self.absent = Counter(), set(scorer.spec.signals) # counts since the start; signals not seen so far
-        self.next = {}                                            # partition to the offset behind the last row done
-        self.under_way = asyncio.Future()                         # delivery of the last batch
+        self.reassign()
+        self.total,self.absent = Counter(), set(scorer.spec.signals) # counts; signals not seen so far
+        self.next = {}                    # partition to the offset behind the last row done
+        self.under_way = asyncio.Future() # delivery of the last batch
         self.under_way.set_result(None)
     def reassign(self, partitions=()):
-        "Drop all states, at a rebalance; those of `partitions` are read by `read_ahead`, or with the first batch"
-        self.patients,self.assigned = {}, set(partitions)
+        "Drop all states, at a rebalance; `read_ahead` or the first batch reads those of `partitions`"
+        self.patients,self.assigned = {}, set(partitions) # patients: partition to `Patients`
 
 # %% ../../nbs/stream/32_delivery.ipynb #f300d150
 @patch
-async def load(self:Pipeline, needed:set)->dict: # Partition to `Patients`
-    "States of the partitions in `needed`; if one is missing, of all assigned ones"
-    patients = self.patients # a rebalance replaces this dict; then the present batch alone still uses it
+async def load(self:Pipeline, needed:set)->dict: # needed: partitions of a batch
+    "Partition to `Patients`, at least those needed; if one is missing, all assigned ones are read"
+    patients = self.patients # a rebalance replaces this dict; then only the present batch still uses it
     if needed <= set(patients): return patients
     topics,began,total = self.settings.topics, time.monotonic(), Counter()
     await self.under_way # the topic must hold the states of the batch before
@@ -154,7 +154,7 @@ async def load(self:Pipeline, needed:set)->dict: # Partition to `Patients`
     return patients
 @patch
 async def read_ahead(self:Pipeline):
-    "Read the states of the assigned partitions before a row needs them; after an error the first batch tries again"
+    "Read the states of the assigned partitions before a row needs them; an error of Kafka is logged"
     async with self.lock:
         try: await self.load(self.assigned)
         except (KafkaError, OSError, TimeoutError) as e:
@@ -162,10 +162,11 @@ async def read_ahead(self:Pipeline):
 
 # %% ../../nbs/stream/32_delivery.ipynb #45f23065
 @patch
-async def deliver(self:Pipeline, batch, states, before, done):
-    "Send what a `Batch` leads to, in order; `before` is the delivery of the batch before, `done` is called at the end"
+async def deliver(self:Pipeline, batch, states, before, done): # before: delivery; done: called at the end
+    "Send what a `Batch` leads to, its states after the delivery before it"
     t,send = self.settings.topics, self.delivery.send
-    await asyncio.gather(send(t.output, batch.outputs), send(t.alerts, batch.alerts), send(t.dead_letter, batch.dead))
+    sent = [send(t.output, batch.outputs), send(t.alerts, batch.alerts), send(t.dead_letter, batch.dead)]
+    await asyncio.gather(*sent)
     await before
     await send(t.state, states)
     self.total += batch.counts
@@ -173,18 +174,18 @@ async def deliver(self:Pipeline, batch, states, before, done):
     self.next |= batch.ends
     done()
 @patch
-async def process(self:Pipeline, messages, done):
+async def process(self:Pipeline, messages, done): # messages: Kafka's; done: called when they are delivered
     "Score a batch and begin its delivery; returns when the delivery before is done"
     async with self.lock:
         patients,w = await self.load({m.partition for m in messages}), self.settings.worker
         batch = score_batch(self.scorer, patients, messages, w.max_message_kb*1024, w.silence_ms)
-        work = self.deliver(batch, batch.states(patients), self.under_way, done)
-        what,before = f'delivery of {len(messages)} messages', self.under_way
-        self.under_way = asyncio.ensure_future(end_on_error(work, what))
+        before,what = self.under_way, f'delivery of {len(messages)} messages'
+        work = end_on_error(self.deliver(batch, batch.states(patients), before, done), what)
+        self.under_way = asyncio.ensure_future(work)
         await before
 @patch
 async def run(self:Pipeline, messages, done):
-    "`process` that never raises; Faust can cancel the task that awaits it, but the batch is finished"
+    "`process` that never raises; if Faust cancels the task that awaits it, the batch is still finished"
     work = end_on_error(self.process(messages, done), f'batch of {len(messages)} messages')
     task = asyncio.ensure_future(work)
     try: await asyncio.shield(task)
@@ -192,29 +193,28 @@ async def run(self:Pipeline, messages, done):
 
 # %% ../../nbs/stream/32_delivery.ipynb #7474e35b
 @patch
-async def expire(self:Pipeline, committed:dict): # Partition to the offset up to which it is committed
+async def expire(self:Pipeline, committed:dict): # partition to the offset up to which it is committed
     "Forget patients who have left"
     async with self.lock:
         limit = self.settings.worker.silence_ms
         due = [(p, id) for p,o in self.patients.items() for id in o.expired(limit, committed.get(p) or 0)]
         for p,id in due: self.patients[p].release(id)
-        for p in {p for p,_ in due}: self.patients[p].clear_released()
+        for o in self.patients.values(): o.clear_released()
         await self.delivery.send(self.settings.topics.state, [(p, id.encode(), None) for p,id in due])
         self.total['left'] += len(due)
 
 # %% ../../nbs/stream/32_delivery.ipynb #3a4531a4
 def counts_line(now:Counter, before:Counter, lag:int)->str:
-    "One line for the log, from the counts since the start, those at the last line, and the rows that wait"
+    "One line for the log, from the counts since the start, those at the line before, and the rows that wait"
     new = now-before
     dead = {k.removeprefix('dead.'):v for k,v in new.items() if k.startswith('dead.')}
     always = 'rows', 'scored', 'indeterminate', 'outside_training', 'alerts', 'repeated'
     parts = {k:new[k] for k in always} | dict(dead_letters=sum(dead.values())) | dead
-    parts |= {k:new[k] for k in ('forgotten', 'returned', 'left') if new[k]} | dict(lag=lag, rows_in_all=now['rows'])
-    return ' '.join(f'{k}={v}' for k,v in parts.items())
+    parts |= {k:new[k] for k in ('forgotten', 'returned', 'left') if new[k]}
+    return ' '.join(f'{k}={v}' for k,v in parts.items())+f' lag={lag} rows_in_all={now["rows"]}'
 
-# %% ../../nbs/stream/32_delivery.ipynb #614f5c09
-def absent_signals_line(spec:FeatureSpec, absent:set, rows:int)->tuple: # Log level, text
-    "The log line on signals that none of the first `rows` rows carried"
+def absent_signals_line(spec:FeatureSpec, absent:set, rows:int)->tuple: # absent: signals not seen
+    "(log level, text) on signals that none of the first `rows` rows carried"
     needed = {s for f in spec.features if f.name in spec.needs for s in (f.signal, f.other)}
     names = ','.join(s for s in spec.signals if s in absent)
     text = f'signals not seen rows={rows} spec={spec.name} signals={names}; '

@@ -41,7 +41,7 @@ class Forgotten:
 
 # %% ../../nbs/stream/51_forget.ipynb #2b9b0d40
 def forget(settings:Settings, patient:str, timeout_s:float=30., progress:bool=False)->Forgotten:
-    "Have the worker drop a patient's state, within `timeout_s`; `ValueError` for an empty id"
+    "Ask the worker to drop a patient's state, and wait up to `timeout_s`; `ValueError` for an empty id"
     if not patient: raise ValueError('no patient id given; give it as it stands in the rows')
     k,t,key = settings.kafka, settings.topics, patient.encode()
     held = states_held(settings, patient, progress)
@@ -59,8 +59,8 @@ def forget(settings:Settings, patient:str, timeout_s:float=30., progress:bool=Fa
 # %% ../../nbs/stream/51_forget.ipynb #e8bf0e62
 RETENTION_KEYS = 'cleanup.policy', 'retention.ms', 'segment.ms', 'delete.retention.ms', 'max.compaction.lag.ms'
 def _time(ms): return time.strftime('%Y-%m-%d %H:%M', time.localtime(ms/1000))
-def kept_until(retention:dict, newest:int)->str:
-    "In words, until when Kafka keeps records: `RETENTION_KEYS` of a topic, and the newest record in ms since 1970"
+def kept_until(retention:dict, newest:int)->str: # retention: `RETENTION_KEYS` of a topic to their values
+    "In words, until when Kafka keeps records of which the newest is of `newest` ms since 1970"
     policy,*times = (retention[k] for k in RETENTION_KEYS)
     keep,segment,tombstone,lag = map(float, times)
     def span(ms): return f'{ms/86.4e6:.3g} d' if ms >= 86.4e6 else f'{ms/3.6e6:.3g} h'
@@ -74,19 +74,18 @@ def kept_until(retention:dict, newest:int)->str:
 
 # %% ../../nbs/stream/51_forget.ipynb #7a996b65
 def about_patient(patient:str):
-    "A function that takes a record and returns whether it is about the patient"
+    "A function from a Kafka record to whether it is about the patient"
     key,plain = patient.encode(), patient.isascii() and patient.isprintable() and not set(patient) & set('"\\/')
-    def about(r): return (not plain or key in (r.value or b'')) and patient in ids_in_message(r.key, r.value)
-    return lambda r: r.key == key or about(r)
+    def maybe(r): return not plain or key in (r.value or b'')
+    return lambda r: r.key == key or maybe(r) and patient in ids_in_message(r.key, r.value)
 
-# %% ../../nbs/stream/51_forget.ipynb #6f02b7aa
 def records_kept(settings:Settings, patient:str, progress:bool=False)->pd.DataFrame:
-    "Which records about a patient Kafka still has, as records, newest (time) and until, by topic; changes nothing"
+    "What Kafka still has about a patient, by topic: number of records, time of the newest, kept until when"
     topics,rows,about = settings.topics.names(), {}, about_patient(patient)
     with closing(admin_client(settings.kafka)) as admin: retention = topic_configs(admin, topics, RETENTION_KEYS)
     for topic in topics:
         records = records_until_end(topic, settings.kafka, f'records in {topic}', progress)
         at = [r.timestamp for r in records if about(r)]
-        newest = (_time(max(at)), kept_until(retention[topic], max(at))) if at else ('', 'nothing there')
-        rows[topic] = len(at), *newest
+        rows[topic] = 0, '', 'nothing there'
+        if at: rows[topic] = len(at), _time(max(at)), kept_until(retention[topic], max(at))
     return pd.DataFrame.from_dict(rows, orient='index', columns=['records', 'newest', 'until'])

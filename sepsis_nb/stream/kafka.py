@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['log', 'tls_context', 'client_args', 'answers_kafka', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
-           'topic_ends', 'read_topic', 'access_rules', 'grant', 'Outputs', 'read_outputs']
+           'topic_ends', 'topic_offsets_at', 'read_topic', 'access_rules', 'grant']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
-import logging, orjson, re, socket, ssl, struct, time
-from collections import OrderedDict
-from contextlib import closing, suppress
+import logging, re, socket, ssl, struct, time
+from contextlib import closing, contextmanager, suppress
 from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import (ACL, ACLFilter, ACLOperation, ACLPermissionType, ACLResourcePatternType, ConfigResource,
-    KafkaAdminClient, ResourcePattern, ResourcePatternFilter, ResourceType)
+from kafka.admin import (ACL, ACLFilter, ACLOperation, ACLPermissionType, ACLResourcePatternType,
+    ConfigResource, KafkaAdminClient, ResourcePattern, ResourcePatternFilter, ResourceType)
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from ..settings import Kafka, Topics, Worker
 
 # %% ../../nbs/stream/10_kafka.ipynb #67e2f01f
 log = logging.getLogger(__name__)
 def tls_context(kafka:Kafka)->ssl.SSLContext|None: # None for a protocol without TLS
-    "TLS that checks the broker's certificate; `ssl.SSLError` for a file or a key password that does not fit"
+    "TLS that checks the broker's certificate; `ssl.SSLError`: a file or a key password does not fit"
     if 'SSL' not in kafka.security_protocol: return
     context = ssl.create_default_context(cafile=kafka.ssl_cafile or None)
     if kafka.ssl_certfile:
@@ -36,7 +35,7 @@ def client_args(kafka:Kafka)->dict:
 
 # %% ../../nbs/stream/10_kafka.ipynb #186ef416
 def answers_kafka(port:int, host:str='127.0.0.1', tls:ssl.SSLContext|None=None)->bool|None:
-    "Whether a Kafka answers `ApiVersions`; False: something else, or no answer within 2 s; None: nothing listens"
+    "Whether a Kafka answers `ApiVersions` within 2 s, inside `tls` if given; None: nothing listens"
     try: s = socket.create_connection((host, port), 2.)
     except OSError: return None
     with s, suppress(OSError), tls.wrap_socket(s, server_hostname=host) if tls else s as o:
@@ -54,7 +53,7 @@ def _refusal(kafka):
         if answers_kafka(port, host, tls=tls):
             return 'it refuses sasl_username and password, or knows another sasl_mechanism'
     except ssl.SSLError as e:
-        if v := getattr(e, 'verify_message', ''): return f'its certificate is not trusted ({v}); see ssl_cafile'
+        if why := getattr(e, 'verify_message', ''): return f'its certificate is not trusted ({why}); see ssl_cafile'
         return f'TLS failed ({e.reason or e}); see security_protocol, ssl_certfile and ssl_key_password'
     except OSError as e: return str(e)
     wanted = 'a certificate (ssl_certfile)' if tls else 'TLS (security_protocol)'
@@ -70,14 +69,14 @@ def _closed(kafka, until):
         if time.monotonic() > until: return why
         time.sleep(.1)
 
-def admin_client(kafka:Kafka, timeout_s:float=5.)->KafkaAdminClient:
-    "Admin client of a Kafka that serves clients; `ConnectionError` names address, finding and what to do"
+def admin_client(kafka:Kafka, timeout_s:float=5.)->KafkaAdminClient: # timeout_s: for its port to open
+    "Admin client of a Kafka that serves clients; `ConnectionError`: what is wrong, and what to do"
     until = time.monotonic()+timeout_s
     if not (why := _closed(kafka, until)):
         left_ms = 1000*max(2, until-time.monotonic())
         try: return KafkaAdminClient(**client_args(kafka), bootstrap_timeout_ms=left_ms)
-        except (KafkaError, OSError): why = 'something answers, but it is not a Kafka that takes '\
-            f'{kafka.security_protocol} with this login: {_refusal(kafka)}'
+        except (KafkaError, OSError): why = (f'something answers, but it is not a Kafka that takes '
+            f'{kafka.security_protocol} with this login: {_refusal(kafka)}')
     raise ConnectionError(f'no Kafka at {kafka.bootstrap_servers} ({why}). Start the embedded one with '
                           '`sepsis broker start`, or fix the section [kafka] of settings.ini.')
 
@@ -86,8 +85,8 @@ def wait_for(kafka:Kafka, timeout_s:float=5.):
     admin_client(kafka, timeout_s).close()
 
 # %% ../../nbs/stream/10_kafka.ipynb #b96e34cc
-def topic_configs(admin, topics, keys):
-    "Topic to these of its configurations; `PermissionError` names a topic that hides its own"
+def topic_configs(admin, topics, keys)->dict: # admin: `KafkaAdminClient`; topics, keys: names of both
+    "Topic to {key: value} of its configuration; `PermissionError` names a topic that hides its own"
     asked = [ConfigResource('topic', t, list(keys)) for t in topics]
     found = admin.describe_configs(asked, config_filter='all')['topic']
     if hidden := [t for t,c in found.items() if not c]: raise PermissionError(f'the configuration of topic '
@@ -113,10 +112,10 @@ def _topic_warnings(topics, configs):
 
 # %% ../../nbs/stream/10_kafka.ipynb #ef05855d
 def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' or 'exists'
-    "Create what is missing, again and again if need be; `ValueError` names a topic that exists with another shape"
+    "Create the topics that are missing; `ValueError` names a topic that exists with another shape"
     names,keys = topics.names(), ('cleanup.policy', 'message.timestamp.type', 'max.message.bytes')
-    configs = {topics.state:{'cleanup.policy':'compact', 'max.compaction.lag.ms':'86400000'}, # a day; else maybe never
-               topics.input:{'message.timestamp.type':'LogAppendTime'}}
+    compacted = {'cleanup.policy':'compact', 'max.compaction.lag.ms':'86400000'} # within a day; else maybe never
+    configs = {topics.state:compacted, topics.input:{'message.timestamp.type':'LogAppendTime'}}
     with closing(admin_client(kafka)) as admin:
         there = set(admin.list_topics()) & set(names)
         want = {t:dict(num_partitions=topics.partitions, configs=configs.get(t, {})) for t in names if t not in there}
@@ -133,35 +132,40 @@ def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' o
     return {t:'exists' if t in there else 'created' for t in names}
 
 # %% ../../nbs/stream/10_kafka.ipynb #a99bfd70
+@contextmanager
 def _consumer(topic, kafka):
     "A consumer without a group, assigned to all partitions; `LookupError` lists the topics that exist"
     wait_for(kafka)
-    c = KafkaConsumer(**client_args(kafka), enable_auto_commit=False, auto_offset_reset='earliest',
-                      allow_auto_create_topics=False, max_poll_records=5000)
-    try:
+    with closing(KafkaConsumer(**client_args(kafka), enable_auto_commit=False, auto_offset_reset='earliest',
+                               allow_auto_create_topics=False, max_poll_records=5000)) as c:
         if not (found := c.partitions_for_topic(topic)): raise LookupError(
             f"topic '{topic}' does not exist at {kafka.bootstrap_servers}, or may not be read with this login; "
             f"there are {', '.join(sorted(c.topics())) or 'none'}. Create the topics with `sepsis topics create`.")
         c.assign([TopicPartition(topic, p) for p in sorted(found)])
-        return c
-    except BaseException: c.close(); raise
+        yield c
 
 def topic_ends(topic:str, kafka:Kafka)->dict:
     "Offset of the next record of each partition, for `start` of a later `read_topic`"
-    with closing(_consumer(topic, kafka)) as c:
+    with _consumer(topic, kafka) as c:
         return {tp.partition:o for tp,o in c.end_offsets(c.assignment()).items()}
+
+def topic_offsets_at(topic:str, kafka:Kafka, ms:int)->dict: # ms: Unix ms
+    "Offset of each partition's first record with that time stamp or a later one, for `start` of `read_topic`"
+    with _consumer(topic, kafka) as c:
+        found,ends = c.offsets_for_times(dict.fromkeys(c.assignment(), ms)), c.end_offsets(c.assignment())
+        return {tp.partition:o.offset if (o := found[tp]) else end for tp,end in ends.items()}
 
 # %% ../../nbs/stream/10_kafka.ipynb #dc9fe740
 def read_topic(
     topic:str,
     kafka:Kafka,
     from_beginning:bool=True, # False: only what arrives from now on
-    timeout_s:float|None=10., # No record for this long: end if `follow`, else `TimeoutError`; None: wait for ever
+    timeout_s:float|None=10., # Without a record: end if `follow`, else `TimeoutError`; None: wait for ever
     follow:bool=False,        # Go on after the current end
     start:dict|None=None,     # Offset to begin at for some partitions, as from `topic_ends`
-):                            # Yields kafka-python records: topic, partition, offset, key, value, headers, timestamp
-    "Records of all partitions, in order within each; `LookupError` if there is no such topic"
-    with closing(_consumer(topic, kafka)) as c:
+):
+    "Yields kafka-python's records of all partitions, in order within each; `LookupError`: no such topic"
+    with _consumer(topic, kafka) as c:
         ends = c.end_offsets(c.assignment())
         starts = {} if from_beginning else {tp.partition:end for tp,end in ends.items()}
         for p,offset in (starts | (start or {})).items(): c.seek(TopicPartition(topic, p), offset)
@@ -178,8 +182,8 @@ def read_topic(
 
 # %% ../../nbs/stream/10_kafka.ipynb #9fbbe050
 def access_rules(topics:Topics, producer=(), worker=(), consumer=(), app_id:str=Worker.app_id)->list:
-    """What principals (as `User:monitor`) may do, as (principal, operation, 'topic' or 'group', name); `ValueError` for
-    a consumer that could join the worker's group `app_id`"""
+    """What principals such as `User:monitor` may do: (principal, operation, 'topic' or 'group', name);
+    `ValueError` for a consumer that could join the worker's group, `app_id`"""
     t,out = topics,[]
     def allow(who, operation, *names, kind='topic'): out.extend((who, operation, kind, n) for n in names)
     for p in producer: allow(p, 'WRITE', t.input)
@@ -208,8 +212,9 @@ def _from_acl(acl):
     name = r.resource_name+'*'*_SHAPES.index(r.pattern_type)
     return acl.principal, acl.operation.name, r.resource_type.name.lower(), name
 
+# %% ../../nbs/stream/10_kafka.ipynb #eef953e3
 def grant(kafka:Kafka, topics:Topics, *args, **kwargs)->tuple: # (rules, other rules of the same principals)
-    "Set `access_rules`; `ValueError` for what is no principal, `RuntimeError` if the cluster does not take a rule"
+    "Set the `access_rules` of these arguments; `ValueError`: no principal, `RuntimeError`: a refused rule"
     want = access_rules(topics, *args, **kwargs)
     who = {r[0] for r in want}
     if bad := [p for p in who or ['no principal'] if not re.fullmatch(r'User:[^*\s].*', p)]: raise ValueError(
@@ -223,30 +228,3 @@ def grant(kafka:Kafka, topics:Topics, *args, **kwargs)->tuple: # (rules, other r
         def rules(): return set(map(_from_acl, admin.describe_acls(allowing)[0]))
         while not set(want) <= (found := rules()): time.sleep(.05) # a cluster applies rules a moment later
     return want, sorted(r for r in found-set(want) if r[0] in who | {'User:*'})
-
-# %% ../../nbs/stream/10_kafka.ipynb #8536acfe
-class Outputs:
-    "Output messages, each source once; `repeated` and `differing` count what was dropped"
-    def __init__(self, records): # Kafka records of the output topic
-        self.records,self.seen,self.repeated,self.differing = records, OrderedDict(), 0, 0
-    def first_records(self):
-        "(record, message) of each source's first output; `ValueError` names a record that is no output"
-        for r in self.records:
-            try:
-                out = orjson.loads(r.value)
-                source = tuple(out['source'][k] for k in ('topic', 'partition', 'offset'))
-            except (ValueError, TypeError, KeyError) as e: raise ValueError(
-                f'topic {r.topic} partition {r.partition} offset {r.offset}: not an output message '
-                f'({type(e).__name__}: {e}); expected JSON with a source. Is this the output topic?') from None
-            if source in self.seen:
-                self.repeated += 1
-                self.differing += self.seen[source] != hash(r.value)
-                continue
-            self.seen[source] = hash(r.value)
-            if len(self.seen) > 1_000_000: self.seen.popitem(last=False) # a repeat comes soon after the first
-            yield r,out
-    def __iter__(self): return (out for _,out in self.first_records())
-
-def read_outputs(topic:str, kafka:Kafka, **kwargs)->Outputs:
-    "Parsed messages of the output topic without repeats; takes the arguments of `read_topic`"
-    return Outputs(read_topic(topic, kafka, **kwargs))

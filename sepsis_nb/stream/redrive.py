@@ -37,15 +37,15 @@ class Letter(NamedTuple):
         return (len(key or b''), len(value)) == self.size and hash(held) == self.mark
 
 # %% ../../nbs/stream/50_redrive.ipynb #3a51c0de
-def ids_in_message(key, value): # bytes or None
-    "Patient ids that a message names"
+def ids_in_message(key, value)->frozenset: # bytes or None
+    "Patient ids that a message names, in its key and in its JSON"
     try: obj = orjson.loads(value or b'')
     except ValueError: obj = None
     inside = obj.get('patient_id') if isinstance(obj, dict) else None
-    return frozenset(([inside] if isinstance(inside, str) else []) + ([key.decode(errors='replace')] if key else []))
+    return frozenset(o for o in (inside, key and key.decode(errors='replace')) if isinstance(o, str))
 
-def parse_letter(r, topic:str)->Letter|None:
-    "The letter in a record of the dead-letter topic; None if it is of no row of the input topic `topic`"
+def parse_letter(r, topic:str)->Letter|None: # r: record of the dead-letter topic; topic: the input topic
+    "The letter in a record; None if it is of no row of the input topic"
     h = {k:(v or b'').decode(errors='replace') for k,v in r.headers}
     if h.get('topic') != topic or not all(h.get(k, '').isdigit() for k in ('partition', 'offset')): return
     kept = len(r.key or b''), len(r.value or b'')
@@ -55,9 +55,8 @@ def parse_letter(r, topic:str)->Letter|None:
 
 # %% ../../nbs/stream/50_redrive.ipynb #288da9ad
 COPY_OF = 'redriven' # header of a copy: partition/offset of the row that it repeats, in the same topic
-def letter_fates(letters:dict, records)->dict:
-    """For each row of `letters`, from the input topic's records: 'ready', 'done' (put back before), 'gone' (no longer
-    there) or 'request' (no row)"""
+def letter_fates(letters:dict, records)->dict: # letters: row to `Letter`; records: of the input topic
+    "Row to 'ready', 'done' (put back before), 'gone' (no longer there) or 'request' (to forget a patient)"
     fate,rows = dict.fromkeys(letters, 'gone'), {b'%d/%d' % row:row for row in letters}
     for r in records:
         row = r.partition, r.offset
@@ -68,7 +67,7 @@ def letter_fates(letters:dict, records)->dict:
 
 # %% ../../nbs/stream/50_redrive.ipynb #bdbca477
 def records_until_end(topic:str, kafka:Kafka, what:str, progress=False, start:dict|None=None):
-    "Records up to the present end, of the partitions in `start` or of all, with a bar on a terminal labelled `what`"
+    "Records up to the present end, from `start` (partition to offset) or of all; `what` labels the bar"
     ends = topic_ends(topic, kafka)
     if start is None: start = dict.fromkeys(ends, 0)
     if not (n := sum(max(0, ends[p]-o) for p,o in start.items())): return
@@ -83,16 +82,14 @@ class RedrivePlan:
     ready = property(lambda self: [row for row,f in self.fate.items() if f == 'ready'])
     patients = property(lambda self: frozenset().union(*(self.letters[row].patients for row in self.ready)))
     def table(self): # letters by reason and fate
-        if not self.letters: return pd.DataFrame(dict(ready=[]))
         n = pd.crosstab([l.reason for l in self.letters.values()], list(self.fate.values()))
         columns = [f for f in ('ready', 'done', 'gone', 'request') if f == 'ready' or f in n]
         return n.reindex(columns=columns, fill_value=0).rename_axis(index='reason', columns=None)
 
 # %% ../../nbs/stream/50_redrive.ipynb #3f592750
 def _first(rows): return {p:o for p,o in sorted(rows, reverse=True)} # partition to the first offset among `rows`
-def plan_redrive(settings:Settings, reasons=(), patient:str='', progress:bool=False)->RedrivePlan:
-    """Find which dead letters can be put back, all or only those with these slugs and this id; changes nothing.
-    `ValueError` for a reason that no letter has"""
+def plan_redrive(settings:Settings, reasons=(), patient:str='', progress:bool=False)->RedrivePlan: # empty: all
+    "Which letters of these reasons (slugs) and this patient id can be put back; `ValueError`: no such reason"
     k,t,found = settings.kafka, settings.topics, {}
     for r in records_until_end(t.dead_letter, k, 'dead letters', progress):
         if l := parse_letter(r, t.input): found.setdefault(l.row, l)
@@ -107,9 +104,8 @@ def plan_redrive(settings:Settings, reasons=(), patient:str='', progress:bool=Fa
 
 # %% ../../nbs/stream/50_redrive.ipynb #8ad56d08
 @contextmanager
-def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=20.): # more than the ten seconds of a dead holder
-    """Only one process at a time in this block, by the lock `group` on an existing topic; `RuntimeError` if another one
-    holds it for too long, and from the function that it yields if it may be lost"""
+def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=20.): # wait_s: a dead holder keeps it for ten
+    "Only one process at a time in this block; yields a check. `RuntimeError`: another has the lock, or took it"
     first,until = TopicPartition(topic, 0), time.monotonic()+wait_s
     c = KafkaConsumer(**client_args(kafka), group_id=group, enable_auto_commit=False, max_poll_records=1,
                       session_timeout_ms=10_000, heartbeat_interval_ms=1000, max_poll_interval_ms=86_400_000)
@@ -129,8 +125,7 @@ def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=20.): # more than 
 
 # %% ../../nbs/stream/50_redrive.ipynb #1e5dcea1
 def put_back(settings:Settings, plan:RedrivePlan, check_lock=lambda: None, progress:bool=False)->dict:
-    """Send what is ready, and map each copy to the row that it repeats, as (partition, offset); `check_lock` is called
-    before each 500 rows and raises to end the sending. `ConnectionError` says how many rows were sent"""
+    "(partition, offset) of each copy that it sends to that of its row; `ConnectionError`: only some were sent"
     k,t,ready,copies = settings.kafka, settings.topics, set(plan.ready), {}
     largest = 1_048_576+max((sum(plan.letters[row].size) for row in ready), default=0) # what is there may go again
     records = records_until_end(t.input, k, 'putting back', progress, _first(ready))
@@ -155,12 +150,12 @@ class Redriven:
     answers:dict = field(default_factory=dict) # The same of an answered copy to 'scored' or 'dead again: <reason>'
     unanswered = property(lambda self: set(self.copies)-set(self.answers))
     def table(self): # by the first reason: sent, scored, dead again and why, unanswered
-        if not self.copies: return pd.DataFrame(dict(sent=[]), dtype=int)
         reason = [self.plan.letters[row].reason for row in self.copies.values()]
         answer = [self.answers.get(c, 'unanswered') for c in self.copies]
         n = pd.crosstab(reason, answer, margins=True, margins_name='sent')
         order = sorted(set(n)-{'sent'}, key=lambda o: (o != 'scored', o))
-        return n[['sent', *order]].rename(index=dict(sent='all')).rename_axis(index='reason', columns=None)
+        n = n.reindex(columns=['sent', *order]).rename(index=dict(sent='all'))
+        return n.rename_axis(index='reason', columns=None)
 
 # %% ../../nbs/stream/50_redrive.ipynb #35f8b15b
 def follow_topics(kafka:Kafka, starts:dict): # Topic to {partition: offset}
@@ -187,8 +182,7 @@ def _await_answers(settings, out, starts, timeout_s):
 
 # %% ../../nbs/stream/50_redrive.ipynb #70b79adb
 def redrive(settings:Settings, reasons=(), patient:str='', timeout_s:float=60., progress:bool=False)->Redriven:
-    """Put back what `plan_redrive` finds and count what passes, until no answer came for `timeout_s`; `RuntimeError`
-    while another redrive works; else as `put_back`"""
+    "Put back what `plan_redrive` finds, until no answer came for `timeout_s`; errors: `exclusive`, `put_back`"
     k,t = settings.kafka, settings.topics
     with exclusive(k, t.dead_letter, f'{settings.worker.app_id}-redrive') as check_lock:
         plan = plan_redrive(settings, reasons, patient, progress)

@@ -10,17 +10,14 @@ import numpy as np, orjson
 from collections import Counter
 from dataclasses import dataclass, field
 from ..data import BadMessage, parse
-from ..features import fold, prepare
-from ..model.policy import apply_policy
-from ..model.scorer import Scorer
-from ..rows.signals import clean
+from ..model.scorer import Beds, Scorer
 from ..settings import Worker
 from .states import pack_state
 
 # %% ../../nbs/stream/31_scoring.ipynb #aa53bbba
 MAX_ID = 200 # characters; an id is sent again as key and in the output
-def check_message(key, value, signals, limit:int)->tuple: # (`Parsed`, list of reasons)
-    "A message of at most `limit` bytes as a row of the model's signals; `BadMessage` has the reason if it is none"
+def check_message(key, value, signals, limit:int)->tuple: # key, value: bytes or None; signals: names to read
+    "(`Parsed`, list of reasons) of a message of at most `limit` bytes; `BadMessage`: why it is no row"
     size = len(key or b'')+len(value or b'')
     if size > limit: raise BadMessage(f'too-large: {size} bytes, at most {limit} are taken')
     try: row = parse(value, signals)
@@ -33,8 +30,8 @@ def check_message(key, value, signals, limit:int)->tuple: # (`Parsed`, list of r
     return row, [] if key else ['no-key']
 
 # %% ../../nbs/stream/31_scoring.ipynb #4022fd91
-def dead_letter(m, reason:str, limit:int)->tuple: # (key, value, headers)
-    "The dead letter of a Kafka message that cannot be used, with at most `limit` bytes of its key and value"
+def dead_letter(m, reason:str, limit:int)->tuple: # m: Kafka message; limit: most bytes of its key and value
+    "(key, value, headers) of the dead letter of a message that cannot be used"
     key,value = m.key, m.value or b''
     headers = dict(reason=reason, topic=m.topic, partition=m.partition, offset=m.offset)
     if len(key or b'') > limit//2: headers['key_length'],key = len(key), key[:limit//2]
@@ -44,7 +41,7 @@ def dead_letter(m, reason:str, limit:int)->tuple: # (key, value, headers)
 
 # %% ../../nbs/stream/31_scoring.ipynb #680a0b98
 def output_message(m, patient_id:str, p, scorer:Scorer, alert:bool, indeterminate:bool, reasons:list)->bytes:
-    "JSON for the output topic: Kafka's message, its probabilities (2,), and why the risk must not be used, if so"
+    "JSON for the output topic: Kafka's message `m`, its (2,) probabilities `p`, and remarks on its quality"
     return orjson.dumps({
         'patient_id':patient_id, 'prediction_probabilities':p.tolist(),
         'original_data':orjson.Fragment(m.value.strip()),
@@ -61,7 +58,7 @@ class Batch:
     alerts:list = field(default_factory=list)    # Those of the outputs at which the policy alerts
     dead:list = field(default_factory=list)      # (partition, key, value, headers)
     touched:dict = field(default_factory=dict)   # Partition to slots in its `Patients`
-    forgotten:dict = field(default_factory=dict) # (partition, patient id) to the offset of the request to forget
+    forgotten:dict = field(default_factory=dict) # (partition, patient id) to the offset of the request
     counts:Counter = field(default_factory=Counter)
     absent:set = field(default_factory=set)      # Signals that no row carried
     ends:dict = field(default_factory=dict)      # Partition to the offset behind the last message
@@ -75,7 +72,7 @@ class Batch:
 
 # %% ../../nbs/stream/31_scoring.ipynb #c1f98b5e
 def _sort_messages(batch, signals, patients, messages, limit, silence_ms):
-    "Sort messages into rows to score, as (message, `Parsed`, slot, reasons), rows done before, and dead letters"
+    "The rows to score, as (message, `Parsed`, slot, reasons); the others go to `batch`"
     rows = []
     for m in messages:
         here = patients[m.partition]
@@ -111,36 +108,32 @@ def _forget(batch, here, m, limit):
     i = here.slot(id) # can replace the arrays, so it comes before they are read
     if m.offset <= here.offset[i]: return # done before
     i = _begin_anew(batch, here, m.partition, id)
-    here.offset[i],here.timestamp[i] = m.offset, 0 # silent since 1970: its record is deleted once it is committed
+    here.offset[i],here.timestamp[i] = m.offset, 0 # silent since 1970: deleted once it is committed
     batch.forgotten[m.partition, id] = m.offset
 
 # %% ../../nbs/stream/31_scoring.ipynb #f7b0133e
 def _score_rows(batch, scorer, patients, rows):
-    "Fold, score and assess the rows of a batch, apply the alert policy, and add outputs, alerts and counts"
-    spec,n = scorer.spec, len(rows)
+    "Score the rows of a batch with the states of their partitions, and add what follows to `batch`"
     raw,time = np.array([o.values for _,o,*_ in rows]), np.array([o.time for _,o,*_ in rows])
-    values,out_of_range = prepare(spec, raw)
-    if spec.raw_units: out_of_range = clean(raw, spec.signals)[2] # such values are used, and reported
-    batch.absent = {s for s,gone in zip(spec.signals, np.isnan(values).all(0)) if gone}
+    batch.absent = {s for s,gone in zip(scorer.spec.signals, np.isnan(raw).all(0)) if gone}
     slot,partition = np.array([i for *_,i,_ in rows]), np.array([m.partition for m,*_ in rows])
-    groups = [(patients[p], np.flatnonzero(partition == p)) for p in np.unique(partition)]
-    X,hour,stay = np.empty((n, len(spec.names)), spec.dtype), np.empty(n), np.empty(n, np.int64)
-    for here,at in groups: X[at],hour[at],stay[at] = fold(spec, here.states, slot[at], time[at], values[at])
-    P,quality,alert = scorer.predict(X), scorer.assess(X, out_of_range), np.zeros(n, bool)
-    for here,at in groups: alert[at] = apply_policy(
-        scorer.policy, here.policy_states, slot[at], hour[at], stay[at], P[at,1], quality.indeterminate[at])
-    alert,indeterminate = alert.tolist(), quality.indeterminate.tolist()
+    def beds(p):
+        here,at = patients[p], np.flatnonzero(partition == p)
+        return Beds(here.states, here.policy_states, slot[at], at)
+    o = scorer.score_rows(raw, time, [beds(p) for p in np.unique(partition)])
+    P,quality,alert,indeterminate = o.proba, o.quality, o.alert.tolist(), o.quality.indeterminate.tolist()
     for r,(m,row,_,reasons) in enumerate(rows):
-        value = output_message(m, row.patient_id, P[r], scorer, alert[r], indeterminate[r], reasons+quality.reasons[r])
+        value = output_message(m, row.patient_id, P[r], scorer, alert[r], indeterminate[r],
+                               reasons+quality.reasons[r])
         batch.outputs.append((m.partition, row.patient_id.encode(), value))
         if alert[r]: batch.alerts.append(batch.outputs[-1])
-    batch.counts.update(scored=n, alerts=len(batch.alerts), indeterminate=sum(indeterminate),
+    batch.counts.update(scored=len(rows), alerts=len(batch.alerts), indeterminate=sum(indeterminate),
                         outside_training=int(quality.outside.sum()))
 
 # %% ../../nbs/stream/31_scoring.ipynb #cb0d92c5
 def score_batch(scorer:Scorer, patients:dict, messages:list, limit:int, silence_ms:int=Worker().silence_ms)->Batch:
-    """Everything that a batch of Kafka messages, in the order of each partition, leads to; `patients` maps partitions
-    to `Patients` and is updated. `limit`: bytes of key and value; after `silence_ms` a patient's state begins anew"""
+    """Everything that Kafka messages, in order within each partition, lead to; `patients`: partition to `Patients`,
+    updated; `limit`: bytes of key and value; after `silence_ms` a patient's state begins anew"""
     batch = Batch(counts=Counter(rows=len(messages)), ends={m.partition:m.offset+1 for m in messages})
     rows = _sort_messages(batch, scorer.spec.signals, patients, messages, limit, silence_ms)
     if rows: _score_rows(batch, scorer, patients, rows)

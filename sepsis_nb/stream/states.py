@@ -16,25 +16,25 @@ from ..model.policy import STATE, new_policy_states
 
 # %% ../../nbs/stream/30_states.ipynb #12dd65f4
 VERSION = 3 # of the record's layout, and of what the fold and the policy mean by their states
-_HEAD = struct.Struct(f'<B8sq{STATE}d') # version, first half of the spec hash, offset of the last row, policy state
-_HEADS = {1:struct.Struct('<B8s?q'), 2:struct.Struct('<B8sq3d'), VERSION:_HEAD}
+_HEAD = struct.Struct(f'<B8sq{STATE}d') # version, half of the spec hash, offset of the last row, policy state
+_HEADS = {1:struct.Struct('<B8sxq'), 2:struct.Struct('<B8sq3d'), VERSION:_HEAD}
 def _tag(spec): return bytes.fromhex(spec_hash(spec))
 def pack_state(spec:FeatureSpec, offset:int, policy=None, state=np.empty(0))->bytes:
-    "One patient's record: (STATE,) policy state and (spec.width,) feature state; without both, one to be forgotten"
+    "One patient's record: (STATE,) `policy` and (spec.width,) `state`; without both, one to be forgotten"
     if policy is None: policy = new_policy_states(1)[0]
     return _HEAD.pack(VERSION, _tag(spec), offset, *policy)+state.tobytes()
 
 # %% ../../nbs/stream/30_states.ipynb #e131380f
 class LaterVersion(RuntimeError): "A state record of a later version of this package"
 def record_offset(raw:bytes)->int:
-    "Offset of the patient's last row; `ValueError` if `raw` is no state record, `LaterVersion` if it is a newer one"
+    "Offset of the patient's last row; `ValueError`: `raw` is no state record; `LaterVersion`: a newer one"
     version = raw[0] if raw else 0
-    if VERSION < version < 32: raise LaterVersion(
+    if VERSION < version < 32: raise LaterVersion( # text begins with a byte of 32 or more
         f'a state record of version {version}; this worker knows up to {VERSION}: start the newer one again')
     head = _HEADS.get(version)
-    if not head or len(raw) < head.size: raise ValueError(
-        f'a state record begins with a {_HEAD.size}-byte head of version {VERSION}, or with one of an earlier version')
-    return head.unpack_from(raw)[3 if version == 1 else 2]
+    if not head or len(raw) < head.size: raise ValueError(f'a state record begins with a {_HEAD.size}-byte head '
+        f'of version {VERSION}, or with one of an earlier version')
+    return head.unpack_from(raw)[2]
 
 def unpack_state(spec:FeatureSpec, raw:bytes)->tuple: # (offset, (STATE,) policy state, (spec.width,) state)
     "Read a state record, both states None for another spec or version; errors as of `record_offset`"
@@ -47,38 +47,41 @@ def unpack_state(spec:FeatureSpec, raw:bytes)->tuple: # (offset, (STATE,) policy
 class Patients:
     "The states of one partition's patients"
     def __init__(self, spec:FeatureSpec, room:int=64): # room: patients that fit before it grows
-        self.spec,self.slots,self.ids = spec,{},[] # patient id to slot, and back
-        self.released,self.free = [],[]            # slots that patients have left: in this batch, and before it
+        self.spec,self.slots,self.ids = spec,{},['']*room # patient id to slot, and back
+        self.free,self.released = list(range(room))[::-1],[] # empty slots; those that were left in this batch
         self.states,self.policy_states = new_states(spec, room), new_policy_states(room)
-        self.offset,self.timestamp = np.full((2, room), -1) # of the last row; ms by Kafka's clock, -1: not known
-        self.latest = -1                                    # time stamp of the partition's messages, ms
-    def slot(self, patient_id): # a new patient gets one
+        self.offset,self.timestamp = np.full((2, room), -1) # of the last row; ms by Kafka's clock, -1: none
+        self.latest = -1 # time stamp of the partition's messages, ms
+    def slot(self, patient_id:str)->int:
+        "Row of the patient in all arrays; a new patient gets one, perhaps in larger arrays"
         if (i := self.slots.get(patient_id)) is not None: return i
         if not self.free:
             k = len(self.ids)
-            self.free.append(k)
-            self.ids.append('')
-            if k == len(self.offset):
-                new = Patients(self.spec, k)
-                for o in 'states', 'policy_states', 'offset', 'timestamp':
-                    setattr(self, o, np.concatenate([getattr(self, o), getattr(new, o)]))
+            new = Patients(self.spec, k)
+            for o in 'states', 'policy_states', 'offset', 'timestamp':
+                setattr(self, o, np.concatenate([getattr(self, o), getattr(new, o)]))
+            self.ids,self.free = self.ids+new.ids, [k+i for i in new.free]
         i = self.free.pop()
         self.slots[patient_id],self.ids[i] = i,patient_id
         return i
-    def put(self, patient_id, offset, policy, state, timestamp=-1):
-        "Restore a patient; without a state it begins anew, yet rows up to `offset` stay done"
-        i = self.slot(patient_id)
-        self.offset[i],self.timestamp[i] = offset,timestamp
-        if state is not None: self.states[i],self.policy_states[i] = state,policy
-    def record(self, i):
-        "Key, value, headers and time stamp of the patient in slot `i` for the state topic"
-        raw = pack_state(self.spec, int(self.offset[i]), self.policy_states[i], self.states[i])
-        return self.ids[i].encode(), raw, [], int(self.timestamp[i])
+
+# %% ../../nbs/stream/30_states.ipynb #1c1e07bc
+@patch
+def put(self:Patients, patient_id, offset, policy, state, timestamp=-1): # from a state record
+    "Restore a patient; with `state` None it begins anew, yet rows up to `offset` stay done"
+    i = self.slot(patient_id)
+    self.offset[i],self.timestamp[i] = offset,timestamp
+    if state is not None: self.states[i],self.policy_states[i] = state,policy
+@patch
+def record(self:Patients, i:int)->tuple:
+    "Key, value, headers and time stamp of the patient in slot `i` for the state topic"
+    raw = pack_state(self.spec, int(self.offset[i]), self.policy_states[i], self.states[i])
+    return self.ids[i].encode(), raw, [], int(self.timestamp[i])
 
 # %% ../../nbs/stream/30_states.ipynb #ca286eca
 @patch
-def release(self:Patients, patient_id):
-    "Give up the patient's slot; it is used again after `clear_released`"
+def release(self:Patients, patient_id:str)->int:
+    "Give up the patient's slot, and return it; it is used again after `clear_released`"
     i = self.slots.pop(patient_id)
     self.offset[i] = self.timestamp[i] = -1
     self.released.append(i)
@@ -86,16 +89,15 @@ def release(self:Patients, patient_id):
 @patch
 def clear_released(self:Patients):
     "Make the slots that were given up as new"
-    if not (k := len(self.released)): return
-    self.states[self.released],self.policy_states[self.released] = new_states(self.spec, k), new_policy_states(k)
-    self.free += self.released
-    self.released = []
+    gone,self.released = self.released,[]
+    if not (k := len(gone)): return
+    self.states[gone],self.policy_states[gone] = new_states(self.spec, k), new_policy_states(k)
+    self.free += gone
 @patch
 def expired(self:Patients, limit:int, committed:int)->list:
     "Ids of patients who are silent for over `limit` ms and whose last row is before the offset `committed`"
-    k = len(self.ids)
-    silent = (self.timestamp[:k] >= 0) & (self.latest-self.timestamp[:k] > limit)
-    return [self.ids[i] for i in np.flatnonzero(silent & (self.offset[:k] < committed))]
+    silent = (self.timestamp >= 0) & (self.latest-self.timestamp > limit)
+    return [self.ids[i] for i in np.flatnonzero(silent & (self.offset < committed))]
 
 # %% ../../nbs/stream/30_states.ipynb #d1c2c7c1
 @dataclass
@@ -103,13 +105,12 @@ class StateRecords:
     "The best record of each patient of one partition"
     best:dict = field(default_factory=dict)  # key to (offset, raw, time stamp in ms)
     stale:set = field(default_factory=set)   # Keys whose last record is not their best
-    unreadable:int = 0
-    def add(self, key, raw, timestamp=-1):
+    unreadable:int = 0                       # How many records of the topic are no states
+    def add(self, key, raw, timestamp=-1): # bytes or None; ms
         "Take in the next record; a value of None forgets the patient"
         if key and raw is None: self.best.pop(key, None); self.stale.discard(key); return
-        try: offset = record_offset(raw) if key and key.decode() else None
-        except ValueError: offset = None
-        if offset is None: self.unreadable += 1; return
+        try: offset = record_offset(raw if key and key.decode() else b'')
+        except ValueError: self.unreadable += 1; return
         newest = key not in self.best or offset >= self.best[key][0]
         if newest: self.best[key] = offset, raw, timestamp
         (self.stale.discard if newest else self.stale.add)(key)
@@ -117,9 +118,8 @@ class StateRecords:
 # %% ../../nbs/stream/30_states.ipynb #13141cc2
 def restore(spec:FeatureSpec, records:StateRecords, end:int)->tuple: # (`Patients`, counts)
     "A partition's patients from their records; `end`: the next offset of the input partition"
-    n = len(records.best)
-    patients = Patients(spec, max(64, n))
-    counts = Counter(unreadable=records.unreadable, stale=len(records.stale), patients=n)
+    patients = Patients(spec, max(64, len(records.best)))
+    counts = Counter(unreadable=records.unreadable, stale=len(records.stale), patients=len(records.best))
     for key,(offset,raw,timestamp) in records.best.items():
         _,policy,state = unpack_state(spec, raw)
         if to_forget := state is None and raw == pack_state(spec, offset): timestamp = 0

@@ -26,7 +26,7 @@ def explain_exit(code:int)->str: # As `Popen` has it: negative for a signal
 # %% ../../nbs/stream/40_supervise.ipynb #33c8922f
 class Supervisor:
     "Runs a command as a child and passes one stop signal on to it"
-    def __init__(self, cmd, stop_s): # Of the child; seconds a stop may take before SIGKILL
+    def __init__(self, cmd, stop_s): # cmd: arguments; stop_s: seconds a stop may take before SIGKILL
         self.cmd,self.stop_s = cmd,stop_s
         self.child,self.stop_signal,self.passed_on = None,0,False
     def pass_on(self, number=0, frame=None):
@@ -40,18 +40,16 @@ class Supervisor:
         kill_later.start()
     def run_once(self):
         "Start the child and wait for its end; returns its exit code"
-        self.child = subprocess.Popen(self.cmd, stdin=subprocess.PIPE, start_new_session=True)
-        self.pass_on()
-        code = self.child.wait()
-        self.child.stdin.close()
+        with subprocess.Popen(self.cmd, stdin=subprocess.PIPE, start_new_session=True) as self.child:
+            self.pass_on()
+            code = self.child.wait()
         self.child = None
         return code
 
 # %% ../../nbs/stream/40_supervise.ipynb #0560f559
 def supervise(cmd:list, first_s:float=.5, most_s:float=30., healthy_s:float=60., stop_s:float=20.)->int:
-    """Run a command until SIGTERM, Ctrl-C or one of `FINAL_CODES`, in the main thread; returns the child's last exit
-    code, or 0 after a stop while none ran. The pause doubles from `first_s` to `most_s`; a child that lived `healthy_s`
-    resets it. A stop that takes over `stop_s`, which is above [worker] stop_s, ends with SIGKILL"""
+    """Run a command until SIGTERM, Ctrl-C or one of `FINAL_CODES`, in the main thread; its last exit code, 0 if stopped
+    in a pause. Pauses double from `first_s` to `most_s`; a life of `healthy_s` resets them; SIGKILL after `stop_s`"""
     o,pause,starts = Supervisor(cmd, stop_s), first_s, 0
     before = {n:signal.signal(n, o.pass_on) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -59,7 +57,8 @@ def supervise(cmd:list, first_s:float=.5, most_s:float=30., healthy_s:float=60.,
             began,starts = time.monotonic(), starts+1
             code = o.run_once()
             lived,means = time.monotonic()-began, explain_exit(code)
-            if o.stop_signal: return 0 if code == -o.stop_signal else code if code >= 0 else os.EX_SOFTWARE
+            if o.stop_signal and code == -o.stop_signal: return 0
+            if o.stop_signal: return code if code >= 0 else os.EX_SOFTWARE
             if code in FINAL_CODES:
                 if code: log.error('worker ended code=%d: %s; it is not restarted', code, means)
                 return code
@@ -82,7 +81,7 @@ def end_with_parent():
     threading.Thread(target=watch, name='end_with_parent', daemon=True).start()
 
 # %% ../../nbs/stream/40_supervise.ipynb #0492bbeb
-def supervise_worker(stop_s:float)->int: # [worker] stop_s: how long the worker itself allows a stop to take
+def supervise_worker(stop_s:float)->int: # [worker] stop_s, which is the worker's own limit
     "`sepsis worker`, restarted when it ends; its exit code"
     code = 'from sepsis_nb.cli import main; main()'
     return supervise([sys.executable, '-P', '-c', code, 'worker', '--child'], stop_s=stop_s+10)
@@ -91,6 +90,4 @@ def as_child(run):
     "Call `run`, which ends the process or returns, as the child of a supervisor"
     end_with_parent()
     try: run()
-    except SystemExit as e:
-        if e.code: raise SystemExit(os.EX_SOFTWARE) from None
-        raise
+    except SystemExit as e: raise SystemExit(e.code and os.EX_SOFTWARE) from None

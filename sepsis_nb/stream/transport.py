@@ -19,13 +19,12 @@ class Fetch:
     "The records of one fetch"
     records:tuple # aiokafka's, of all partitions, in order within each
     ends:dict     # Partition as Faust's `TP` to the offset of its last record
-    taken:asyncio.Event = field(default_factory=asyncio.Event) # Set by the app when it is ready for the next fetch
+    taken:asyncio.Event = field(default_factory=asyncio.Event) # Set by the app: ready for the next fetch
 
-def bundle(found, generation)->ConsumerMessage: # found: Faust's `TP` to its records in order, from one fetch
+def bundle(found:dict, generation:int)->ConsumerMessage: # found: `TP` to its records; generation: the group's
     "One fetch as one message, whose value is a `Fetch`; nothing is decoded"
-    tp,first = next(iter(found.items()))
+    tp,(*_,last) = next(iter(found.items()))
     fetch = Fetch(tuple(r for o in found.values() for r in o), {tp:o[-1].offset for tp,o in found.items()})
-    last = first[-1]
     return ConsumerMessage(tp.topic, tp.partition, last.offset, last.timestamp/1000, last.timestamp_type, (), None,
                            fetch, None, tp=tp, generation_id=generation)
 
@@ -36,11 +35,11 @@ class Whole(faust.Schema):
 
 # %% ../../nbs/stream/20_transport.ipynb #86d3ee32
 class FetchConsumer(driver.Consumer):
-    "A consumer whose messages are whole fetches, for one agent that reports itself when a fetch is done"
+    "A consumer whose messages are whole fetches, for one agent that calls `finish` after each"
     every_s = 0.   # Seconds from fetch to fetch, at least, so that more rows share one
     fetched_s = 0. # Time of the last fetch
-    async def getmany(self, timeout):
-        "The next fetch as a message; ends when that is taken"
+    async def getmany(self, timeout): # seconds
+        "Yields (`TP`, message) for the next fetch, if one came; ends when that is taken"
         await self.sleep(max(0., self.fetched_s+self.every_s-time.monotonic()))
         records,active = await self._wait_next_records(timeout)
         self.fetched_s = time.monotonic()
@@ -70,7 +69,7 @@ def _new_offset(self:FetchConsumer, tp):
     return end
 @patch
 def finish(self:FetchConsumer, event):
-    "Mark the `Fetch` of an event as done, to be committed; call it in the order of the fetches"
+    "Mark the `Fetch` of a Faust event as done, to be committed; call it in the order of the fetches"
     for tp,offset in event.value.ends.items(): self._acked[tp].append(offset)
     event.ack()
 @patch

@@ -13,12 +13,11 @@ from .kafka import client_args
 # %% ../../nbs/stream/33_watch.ipynb #53e5ed00
 class Standstill:
     "Finds partitions whose rows wait without a commit for too long"
-    def __init__(self, stuck_s, every_s): # Seconds that are too long, and between two readings
+    def __init__(self, stuck_s, every_s): # seconds that are too long; seconds between two readings
         self.stuck_s,self.every_s,self.last = stuck_s,every_s,None
         self.since = {} # Partition to (committed offset, when it was first seen)
-    def update(self, now:float, found:dict|None, mine:set)->list: # Partitions that stand still
-        """Take in one reading, at `now` in monotonic seconds: partition to (end, committed offset), None without an
-        answer; `mine`: those assigned to this worker, if any. After a gap of three readings this process was stopped"""
+    def update(self, now:float, found:dict|None, mine:set)->list: # now: monotonic s; mine: assigned, empty: all count
+        "Partitions that stand still; `found`: partition to (end, committed offset), None without an answer"
         stopped,self.last = self.last is not None and now-self.last > 3*self.every_s, now
         found = found or {}
         if not found or stopped: self.since.clear()
@@ -29,7 +28,7 @@ class Standstill:
 # %% ../../nbs/stream/33_watch.ipynb #f20018fc
 class Watch(threading.Thread):
     "Ends the process when rows wait and none is committed for `[worker] stuck_s`"
-    def __init__(self, settings, mine): # `Settings`; function that gives the partitions assigned to this worker
+    def __init__(self, settings, mine): # mine: function that gives the partitions assigned to this worker
         super().__init__(daemon=True, name='watch')
         self.settings,self.mine,self.consumer = settings,mine,None
     def read(self):
@@ -44,7 +43,7 @@ class Watch(threading.Thread):
             return {tp.partition:(ends[tp], max(first[tp], self.consumer.committed(tp) or 0)) for tp in tps}
         except (kafka_python.errors.KafkaError, OSError): self.consumer = None
     def assigned(self):
-        "What `mine` gives; no partitions if it fails, as Faust's consumer does before its own thread runs"
+        "What `mine` gives; none if it fails, as Faust's consumer does before its own thread runs"
         try: return self.mine()
         except Exception: return set()
     def run(self):
