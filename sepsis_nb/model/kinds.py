@@ -183,7 +183,10 @@ def fit_model(name, params, X, y, weight, seed=42): # X: (n, features); y: (n,) 
     "Classifier fitted to the rows with weight; with a single class in them, a `ConstantModel`"
     model,k = KINDS[name].make(params, seed), weight > 0
     last = f'{model.steps[-1][0]}__' if hasattr(model, 'steps') else '' # a pipeline hands weights to a step by name
-    if len(set(y[k])) > 1: return model.fit(X[k], y[k], **{f'{last}sample_weight':weight[k]})
+    if len(set(y[k])) > 1:
+        if not KINDS[name].build: return model.fit(X[k], y[k], sample_weight=weight[k])
+        from threadpoolctl import threadpool_limits
+        with threadpool_limits(1, 'openmp'): return model.fit(X[k], y[k], **{f'{last}sample_weight':weight[k]})
     log.warning('rows of one class only: %s always predicts %g', name, y[k][0])
     return ConstantModel(y[k][0])
 
