@@ -140,17 +140,25 @@ def _write_table(t, out):
 @click.option('-o', 'out', default='-', show_default=True, help='File (.parquet or .csv); - for standard output.')
 @click.option('--explain', is_flag=True, help="What moved the risk of each patient's last row, in place of all rows.")
 @click.option('--model', default='', help='Address of the model; without it, the one of the settings.')
-def _score(paths, out, explain, model):
+@click.option('--column', 'columns', multiple=True, metavar='THEIRS=OURS', help='A name of the file and ours: RR=Resp.')
+def _score(paths, out, explain, model, columns):
     "Score the rows of PATHS (CSV, psv, parquet, zip, folder, or 'sample') as the worker would, without Kafka."
     from sepsis_nb.data import read
     from sepsis_nb.model.load import load_scorer
     from tqdm import tqdm
     if out != '-' and Path(out).suffix not in ('.parquet', '.csv'): _write_table(None, out)
-    scorer,df = load_scorer(model), read(list(paths))
+    if odd := [c for c in columns if '=' not in c]: raise ValueError(f'--column {odd[0]}: expected THEIRS=OURS')
+    names = {a:b or None for a,_,b in (c.partition('=') for c in columns)}
+    scorer,df = load_scorer(model), read(list(paths), names)
     bar = partial(tqdm, disable=not sys.stderr.isatty())
     t = (scorer.explain if explain else scorer.score)(df, progress=bar)
     _write_table(t, out)
-    if out != '-': click.echo(f'{out}: {len(t):,} rows of {df.patient_id.nunique():,} patients, scored by {scorer}')
+    if out == '-': return
+    click.echo(f'{out}: {len(t):,} rows of {df.patient_id.nunique():,} patients')
+    click.echo(f'scored by {scorer.name} {scorer.version}')
+    if explain: return
+    click.echo(f'{t.alert.sum():,} alerts; {t.indeterminate.sum():,} rows are indeterminate')
+    if t.indeterminate.any(): click.echo(f'most often: {t.reasons[t.indeterminate].mode()[0]}')
 
 # %% ../nbs/06_cli.ipynb #791b6b2e
 @add_command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')

@@ -21,10 +21,11 @@ _all_ = ['SIGNALS', 'MONITOR', 'CHALLENGE', 'harmonise', 'hours', 'signal_rows']
 ROLES = {'patient id':'patient_id', 'patient_id':'patient_id', 'result time':'time', 'time':'time', 'label':'label',
          'sepsislabel':'label'} # name in lower case to what it is
 _NAMES = ROLES | {c.lower():c for c in KNOWN}
+def _bare(name): # in lower case, without spaces around it and a unit in brackets
+    return re.sub(r'\s*[\[(][^\])]*[\])]$', '', str(name).strip()).lower()
 def _column(name):
     "A column's role or signal, whatever its case and without a unit in brackets; another name stripped of spaces"
-    name = str(name).strip()
-    return _NAMES.get(re.sub(r'\s*[\[(][^\])]*[\])]$', '', name).lower(), name)
+    return _NAMES.get(_bare(name), str(name).strip())
 
 # %% ../nbs/00_data.ipynb #15f64e4a
 def _refuse(wrong, col, where, problem, todo):
@@ -42,6 +43,16 @@ def _numbers(col, where):
     return x
 
 # %% ../nbs/00_data.ipynb #cd95e2fb
+def _day_first(col, where):
+    "Whether 01/02/2025 is in February in this column; `ValueError` if its rows do not prove one reading"
+    parts = col.astype('str').str.extract(r'^\s*(\d{1,2})[/.-](\d{1,2})[/.-]\d{2,4}\b').astype(float)
+    found = parts[0].notna()
+    if not found.any(): return False
+    first,second = ((parts[k] > 12).any() for k in (0, 1))
+    if first != second: return bool(first)
+    why = 'some rows begin with the day, others with the month' if first else 'day/month or month/day?'
+    _refuse(found, col, where, f'has no single reading: {why}', 'write 2025-01-31 13:45:00')
+
 MOST_HOURS = 1e7 # 1,140 years; a larger number makes every later row of its patient late
 def _times(col, where):
     "Hours as float64, or datetime64[us] in UTC; `ValueError` names the first cell that is neither"
@@ -50,7 +61,9 @@ def _times(col, where):
         return col.astype(float)
     t = pd.to_datetime(col, errors='coerce', utc=True, format='ISO8601')
     if (t.isna() & col.notna()).any(): # another way to write dates, which takes 30 times as long
-        t = pd.to_datetime(col, errors='coerce', utc=True, format='mixed')
+        _refuse(col.astype('str').str.fullmatch(r'\s*\d{1,2}:\d{2}.*'), col, where, 'has no date', 'write both')
+        how = dict(format='mixed', dayfirst=_day_first(col, where))
+        t = pd.to_datetime(col, errors='coerce', utc=True, **how)
     _refuse(t.isna() & col.notna(), col, where, 'is not a date and time', 'write 2025-01-31 13:45:00')
     return t.dt.tz_localize(None).astype('datetime64[us]')
 
@@ -66,7 +79,7 @@ def _check_columns(found, needed, where, known=None):
 
 def _rename(df, columns, where):
     "The table under the names that `columns` gives, and known ones; `ValueError` for a name that has no single meaning"
-    columns = columns or {}
+    columns = {} if columns is None else dict(columns)
     for name,to in columns.items():
         if to is not None and to not in KNOWN and to not in ROLES.values(): raise ValueError(
             f"{where}: columns gives '{name}' the name '{to}', expected patient_id, time, label or one of "
@@ -78,7 +91,8 @@ def _rename(df, columns, where):
     if twice := next((n for n in names if names.count(n) > 1), None):
         both = ' and '.join(f"'{c}'" for c,n in zip(df, names) if n == twice)
         raise ValueError(f'{where}: columns {both} both mean {twice}; remove one of them, or rename it')
-    short = {c:SHORT[c.lower()] for c in names if c.lower() in SHORT and c not in _NAMES.values()}
+    bare = {c:_bare(c).replace(' ', '_') for c in df if _column(c) not in _NAMES.values() and c not in columns}
+    short = {c:SHORT[b] for c,b in bare.items() if b in SHORT}
     if short: raise ValueError(f"{where}: columns with a short form, whose meaning is not sure: "
         f"{', '.join(short)}; if they are what they seem, read it with columns={short}; None leaves a column out")
     return df.set_axis(names, axis=1)
@@ -146,11 +160,15 @@ def _read_zip(path, columns):
         return _read_stays([(Path(n).name, z.read(n)) for n in names], path)
 
 # %% ../nbs/00_data.ipynb #25051702
+def _read_parquet(path, columns):
+    df = pd.read_parquet(path)
+    return tidy(df if isinstance(df.index, pd.RangeIndex) else df.reset_index(), path.name, columns)
+
 SAMPLE = files('sepsis_nb').joinpath('sample', 'challenge2019_sample.parquet') # see `build_sample`
 # ending of a path, or `folder`, to what it holds and its reader (path and `columns` to raw tidy frame)
 SOURCES = {
     '.csv':('rows of many patients, e.g. a monitor export', _read_csv),
-    '.parquet':('rows of many patients', lambda p, columns: tidy(pd.read_parquet(p), p.name, columns)),
+    '.parquet':('rows of many patients', _read_parquet),
     '.psv':('one stay of the Challenge', lambda p, columns: _read_files([p], p, columns)),
     '.zip':('psv files', _read_zip),
     'folder':('psv files', lambda p, columns: _read_files(p.rglob('*.psv'), p, columns))}
@@ -255,6 +273,6 @@ def _first(obj, codes):
 def parse(raw:bytes|None, signals:tuple)->Parsed: # raw: a message's value; signals: canonical names, in order
     "One message as a row, its values not yet cleaned; `BadMessage` says why it cannot be used"
     obj = _loads(raw)
-    values,t = [_first(obj, SIGNALS[s].codes) for s in signals], obj.get('time')
-    if t is None: t = obj.get('ICULOS')
+    values = [_first(obj, SIGNALS[s].codes) for s in signals]
+    t = obj['time'] if 'time' in obj else obj.get('ICULOS') # as for a table, where the column decides
     return Parsed(obj['patient_id'], np.nan if t is None else _message_hours(t), values, obj)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', 'ROWS', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH',
            'BLOCK', 'Program', 'GAP_H', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
-           'new_states', 'fold', 'step', 'prepare', 'fold_table', 'extract', 'missing_needs', 'warm_up']
+           'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract',
+           'missing_needs', 'warm_up']
 
 # %% ../nbs/01_features.ipynb #72b4b2d0
 import numpy as np, pandas as pd
@@ -63,16 +64,17 @@ def program(self:FeatureSpec):
         if OPERATIONS[f.op].reads == 'row': return HEAD+at[s]
         if not f.hours: return block[at[s]]
         return np.ravel_multi_index((at[s], windows.index(f.hours), WINDOW_OPS.index(f.op)), asked.shape)
-    todo = sorted((_WINDOW if f.hours else Op[f.op].value, place(f, f.signal), place(f, f.other), i)
+    combine = [OPERATIONS[f.op].reads == 'feature' for f in self.features]
+    todo = sorted((combine[i], _WINDOW if f.hours else Op[f.op].value, place(f, f.signal), place(f, f.other), i)
                   for i,f in enumerate(self.features))
-    op,a,b,column = np.array(todo, np.int64).reshape(-1, 4).T.copy()
+    _,op,a,b,column = np.array(todo, np.int64).reshape(-1, 5).T.copy()
     asked.reshape(-1)[a[op == _WINDOW]] = True
     each = [_rules(d, dict(zip(self.signals, block+LAST))) for d in self.derived]
     upto = np.cumsum([len(rs) for rs in each], dtype=np.int64)
     rules,edges,points = zip(*sum(each, [])) if each else ((), (), ())
     return self.__dict__.setdefault('_program', Program(
         block, buffer, depth, new, np.array(windows, np.int64), asked, upto, np.array(rules, np.int64).reshape(-1, 4),
-        _pad(edges, np.inf), _pad(points, 0.), op, a, b, column, int((op < Op.minus).sum()), float(self.step_h),
+        _pad(edges, np.inf), _pad(points, 0.), op, a, b, column, len(combine)-sum(combine), float(self.step_h),
         np.nan if self.fill is None else float(self.fill)))
 
 # %% ../nbs/01_features.ipynb #ed0fbcc8
@@ -270,12 +272,14 @@ def fold(
     rows:np.ndarray,   # (n, len(spec.signals)) cleaned values, see `rows.signals.clean`; NaN: not measured
 )->Folded:
     "Fold rows in their order of arrival into their patients' states; `ValueError` for states of another spec"
-    n = len(rows)
+    n,who = len(rows), np.asarray(who, np.int64)
     out = Folded(np.empty((n, len(spec.features)), spec.dtype), np.empty(n), np.empty(n, np.int64))
     if states.dtype != np.float64 or states.ndim != 2 or states.shape[1] != spec.width or not states.flags.c_contiguous:
         raise ValueError(f'fold: states {states.shape} {states.dtype} do not fit spec {spec.name}, '
                          f'which has {spec.width} float64 a patient')
-    if n: _fold(states, np.asarray(who, np.int64), np.asarray(time, float), np.ascontiguousarray(rows, float),
+    if n and not (0 <= who.min() and who.max() < len(states)):
+        raise ValueError(f'fold: rows of states {who.min()} to {who.max()}, but there are {len(states)}')
+    if n: _fold(states, who, np.asarray(time, float), np.ascontiguousarray(rows, float),
                 tuple(spec.program), *out)
     return out
 
@@ -289,12 +293,22 @@ def prepare(spec, rows)->tuple: # (n, n_signals) values for `fold`, mask of thos
     values,_,out_of_range = clean(rows, spec.signals)
     return np.asarray(rows, float) if spec.raw_units else values, out_of_range
 
+def patient_codes(df)->tuple: # df: with a column patient_id
+    "(n,) code of each row's patient, and the ids; `ValueError` names the first row without one"
+    who,ids = pd.factorize(df.patient_id)
+    if (who < 0).any(): raise ValueError(
+        f'row {int((who < 0).argmax())} (from 0) has no patient_id ({(who < 0).sum()} such rows); every row has one')
+    return who, ids
+
+def row_hours(df)->np.ndarray: # (n,) h; NaN: no time
+    "The time of each row: `time`, or where a table has no such column `ICULOS`, as for a message"
+    return hours(df[c]) if (c := 'time') in df or (c := 'ICULOS') in df else np.full(len(df), np.nan)
+
 def fold_table(df, spec)->Folded: # df: raw tidy frame: patient_id, time (optional), signals under any of their names
     "Features, hour and stay of each row of a table: the fold over its rows, in their order"
     rows,_ = prepare(spec, signal_rows(df, spec.signals))
-    who,ids = pd.factorize(df.patient_id)
-    time = hours(df.time) if 'time' in df else np.full(len(df), np.nan)
-    return fold(spec, new_states(spec, len(ids)), who, time, rows)
+    who,ids = patient_codes(df)
+    return fold(spec, new_states(spec, len(ids)), who, row_hours(df), rows)
 
 def extract(df, spec)->pd.DataFrame:
     "The features of a table under their names, with its index; arguments as `fold_table`"

@@ -232,6 +232,10 @@ def produce(
         box = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s)
         echo(f"Streaming {len(df)} records to Kafka topic '{topic}'...")
         try: _send_passes(box, df, due, loops, pause, bar, shown)
-        finally: echo(str(sent := box.close()))
+        finally:
+            sent = box.close()
+            if sent.stopped: echo('Kafka producer stopped by user.')
+            echo('Kafka producer closed.')
+            echo(str(sent))
     if box.error: raise DeliveryError(sent, kafka)
     return sent

@@ -170,7 +170,7 @@ def test_redrive_by_two_operators(operated):
     p = line.start()
     both = [line.command('redrive', '--reason', 'too-large', '--yes', '--timeout', '40') for _ in range(2)]
     texts = sorted((o.communicate(timeout=90)[0] for o in both), key=lambda text: 'Nothing to put back' not in text)
-    assert [o.returncode for o in both] == [0, 0] and 'Nothing to put back' in texts[0]
+    assert [o.returncode for o in both] == [0, 0] and 'Nothing to put back' in texts[0], texts
     assert re.search(r'sent +scored\n.*\ntoo-large +60 +60\n', texts[1]), texts[1]
     text,code = line.sepsis('redrive', '--yes')
     assert code == 0 and re.search(r'sent +dead again: not-json\n.*\nnot-json +5 +5\n', text), text

@@ -92,7 +92,8 @@ def test_seed_reproduces_f1_to_the_last_digit(there, seed):
     assert {n:m['f1'] for n,m in seed['models'].items()} == straight([there.home/'p1.csv', there.home/'p2.csv'])
 
 def test_seed_contract(seed):
-    assert set(seed) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models', 'scaler_run_id'}
+    assert set(seed) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models', 'scaler_run_id',
+                         'registered'}
     assert (seed['features'], seed['n_patients']) == ('monitor4', 2)
     assert all(set(m) == {'f1', 'auroc', 'auprc', 'run_id', 'params'} for m in seed['models'].values())
 
@@ -132,7 +133,7 @@ def test_original_study_says_what_it_cannot_use(there, tmp_path):
 
 def test_patient_contract(patient):
     assert set(patient) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models',
-                            'scaler_run_id', 'cv', 'external', 'gate', 'policy', 'calibration'}
+                            'scaler_run_id', 'cv', 'external', 'gate', 'policy', 'calibration', 'registered'}
     assert set(patient['cv']) == {'utility', 'utility_mean', 'utility_std', 'auroc', 'auprc'}
     assert len(patient['cv']['utility']) == 3 and patient['scaler_run_id'] is None
     assert {'utility', 'utility_ci', 'auroc', 'auprc', 'n_patients', 'threshold', 'adapted'} <= set(patient['external'])

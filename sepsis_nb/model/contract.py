@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTRACT', 'LARGEST', 'FITTED', 'spec_hash', 'contract', 'read_policy', 'reference', 'check_reference', 'stay_marks',
-           'fitted_patients', 'check_model', 'log_model', 'log_scaler']
+           'read_marks', 'fitted_patients', 'check_model', 'log_model', 'log_scaler']
 
 # %% ../../nbs/model/60_contract.ipynb #f6967e78
 import json, numpy as np, pandas as pd, tempfile, warnings
@@ -15,7 +15,7 @@ from .kinds import log_fitted, model_columns, predict_both
 from .policy import Policy, threshold_policy
 from .registry import RegistryError
 from .risk import Calibration, TrainingRange, from_dict, to_dict
-from ..rows.signals import SIGNALS, signal_rows
+from ..rows.signals import SIGNALS, clean, signal_rows
 
 # %% ../../nbs/model/60_contract.ipynb #d59bdf2f
 CONTRACT = 'contract.json'
@@ -82,19 +82,34 @@ def check_reference(uri:str, was:dict, now:dict): # was, now: `reference` when i
     if not abs(a[i]-b[i]) <= 1e-6: refuse(f'reference row {i} has risk {b[i]:.6f} today, {a[i]:.6f} when it was logged')
 
 # %% ../../nbs/model/60_contract.ipynb #7b58e094
-FITTED = 'fitted.npy'
-def stay_marks(df, signals:tuple)->np.ndarray: # df: tidy, each patient's rows in order; signals: canonical names
-    "(patients,) uint64, in order of appearance: one number of the id and the first row of each patient"
-    first = df.drop_duplicates('patient_id')
-    rows = pd.DataFrame(signal_rows(first, signals).round(6)).assign(id=first.patient_id.astype('str').to_numpy())
-    return pd.util.hash_pandas_object(rows, index=False).to_numpy()
+FITTED = 'fitted.npz'
+def stay_marks(df, signals:tuple)->dict: # df: tidy, each patient's rows in order; signals: canonical names
+    """`ids`, (patients,) uint64, a number of each id in order of appearance; `pairs` and `who`, (n,), a number of each
+    two rows with at least two values that follow each other, and whose they are"""
+    values = clean(signal_rows(df, signals), signals)[0].astype(np.float32)
+    who,ids = pd.factorize(df.patient_id.astype('str'))
+    told = np.flatnonzero((~np.isnan(values)).sum(1) >= min(2, len(signals)))
+    told = told[np.argsort(who[told], kind='stable')]
+    row,who = pd.util.hash_pandas_object(pd.DataFrame(values[told]), index=False).to_numpy(), who[told]
+    pairs = row[:-1]*np.uint64(31)+row[1:] # wraps around
+    same = who[1:] == who[:-1]
+    return dict(ids=pd.util.hash_array(ids.to_numpy(object)), pairs=pairs[same], who=who[1:][same])
 
-def fitted_patients(folder:Path|None, df, signals:tuple)->list: # folder: of a fetched model; others: of `stay_marks`
-    "Ids of the patients in `df` on whom the model was fitted; empty if the model does not say"
-    file = folder and Path(folder)/'extra_files'/FITTED
-    if not file or not file.is_file(): return []
-    known = np.isin(stay_marks(df, signals), np.load(file))
-    return df.patient_id.drop_duplicates()[known].tolist()
+def read_marks(folder:Path)->dict|None: # folder: of a fetched model
+    "`ids` and `pairs` of `stay_marks`; None if the model does not say whom it was fitted on"
+    file = folder/'extra_files'/FITTED
+    if not file.is_file(): return None
+    with np.load(file) as z: return {k:z[k] for k in ('ids', 'pairs')}
+
+def fitted_patients(marks:dict|None, df, signals:tuple)->tuple: # marks: from `read_marks`; others: of `stay_marks`
+    "Ids of the patients in `df` on whom the model was fitted, and ids that it knows with other rows"
+    if marks is None or not len(df): return [], []
+    m,names = stay_marks(df, signals), df.patient_id.drop_duplicates().to_numpy()
+    n = np.bincount(m['who'], minlength=len(names))
+    share = np.bincount(m['who'], np.isin(m['pairs'], marks['pairs']), len(names))/np.maximum(n, 1)
+    named = np.isin(m['ids'], marks['ids'])
+    known = named & ((n == 0) | (share > .5)) | (n >= 5) & (share > .9)
+    return names[known].tolist(), names[named & ~known].tolist()
 
 # %% ../../nbs/model/60_contract.ipynb #0be6cb46
 def _signature(spec):
@@ -118,7 +133,7 @@ def _log(name, model, terms, fitted=None, **kw):
     with tempfile.TemporaryDirectory() as d:
         file,marks = Path(d)/CONTRACT, Path(d)/FITTED
         file.write_text(json.dumps(terms, indent=1, allow_nan=False))
-        np.save(marks, [] if fitted is None else fitted)
+        np.savez(marks, **{k:v for k,v in (fitted or dict(ids=[], pairs=[])).items() if k != 'who'})
         info = log_fitted(model, name=name, extra_files=[str(file), str(marks)], **kw)
         mlflow.log_artifact(str(file))
     mlflow.set_tag(tag, info.model_id)
@@ -138,7 +153,7 @@ def log_model(
     name:str, model,      # Kind, as in `KINDS`, and its fitted classifier, or a LightGBM booster
     spec:FeatureSpec, threshold:float, scaler_uri:str='', # As for `contract`
     extra:dict|None=None, # More for contract.json: data_digest, protocol, evaluation …
-    fitted:np.ndarray|None=None, # `stay_marks` of the patients it was fitted on; None: not known
+    fitted:dict|None=None, # `stay_marks` of the patients it was fitted on; None: not known
     **decision,           # `calibration`, `policy` and `training_range`, all as for `contract`
 )->str:                   # `runs:/<run id>/<name>`
     "Log `model` with its contract into the active run; see `check_model`"

@@ -6,8 +6,9 @@
 __all__ = ['HELDOUT', 'heldout_frame', 'log_heldout']
 
 # %% ../../nbs/model/65_heldout.ipynb #4b66d671
-import pandas as pd, tempfile
+import numpy as np, pandas as pd, tempfile
 from fastcore.basics import patch
+from .contract import fitted_patients
 from .registry import RegistryError, at_store
 from .scorer import Scorer
 
@@ -41,6 +42,11 @@ def _heldout_rows(self, df):
     if len(h) != len(df) or set(h.patient_id) != ids: raise ValueError(
         f'in sample: the model was fitted on these {len(ids)} patients, and their {len(df):,} rows are not the '
         f'{len(h):,} of its training; give whole stays, or take `heldout()`')
+    a,b = (o.sort_values('patient_id', kind='stable') for o in (h, df))
+    for c in ('label', *({'time'} & set(a) & set(b))):
+        if c not in b: raise ValueError('no labels: evaluation needs a column label of 0 and 1')
+        if not np.array_equal(a[c].to_numpy(), b[c].to_numpy(), equal_nan=a[c].dtype.kind == 'f'): raise ValueError(
+            f'in sample: the {c}s of these rows are not those of the training; take `heldout()`, or new patients')
     return h
 
 def _new_rows(self, df):
@@ -54,10 +60,12 @@ def evaluate(self:Scorer, df:pd.DataFrame|None=None, n=1000, seed=42)->pd.DataFr
     """Metrics with 95 % intervals of labelled rows, as `model.metrics.evaluate`; `df` None: all held-out predictions.
     `attrs['rows']` tells which were taken; `ValueError` for a table of known and new patients, or without labels"""
     from sepsis_nb.model.metrics import evaluate
-    known = [] if df is None else self.in_sample(df)
+    known,named = ([], []) if df is None else fitted_patients(self.marks, df, self.spec.signals)
+    if named: raise ValueError(f'{len(named)} ids ({named[0]}, …) are of patients that the model was fitted on, with '
+        'other rows. If they are these patients, give their rows as in training; if not, give them other ids')
     if known and len(known) < df.patient_id.nunique(): raise ValueError(
         f'the model was fitted on {len(known)} of these {df.patient_id.nunique()} patients ({known[0]}, …), not on the '
-        'others; evaluate the two parts apart')
+        'others; evaluate the two parts apart, see `in_sample`')
     o = self.heldout() if df is None else _heldout_rows(self, df) if known else _new_rows(self, df)
     columns = 'label', 'risk', 'positive', 'stay', 'hour', 'alert', 'patient_id'
     out = evaluate(*(o[c].to_numpy() for c in columns), n=n, seed=seed)

@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'PAGES', 'PARAMETERS', 'Job', 'check_names', 'assigned', 'page_job', 'check_places']
 
 # %% ../../nbs/model/71_job.ipynb #5d328263
-import os, re
+import os, re, sys
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cached_property
@@ -19,8 +19,10 @@ from ..settings import Settings
 MODELS = 'LightGBM', 'RandomForest', 'XGBoost' # known without their libraries, so that a typo fails at once
 PAGES = dict(patient='02_train.ipynb', seed='original_study.ipynb') # protocol to its page
 def _as(kind, value, name):
-    try: return kind(value)
-    except (TypeError, ValueError): raise ValueError(
+    try:
+        if kind is int and float(value) != int(float(value)): raise ValueError
+        return kind(float(value)) if kind is int else kind(value)
+    except (TypeError, ValueError, OverflowError): raise ValueError(
         f"parameter {name} is '{value}', expected {'a whole ' if kind is int else 'a '}number") from None
 
 # %% ../../nbs/model/71_job.ipynb #dc25018a
@@ -34,7 +36,8 @@ def _spec_file(path):
 
 def _check_values(job):
     "`ValueError` for the first value of a job that is not possible"
-    for name,known,found in (('protocol', PAGES, [job.protocol]), ('models', MODELS, job.names or ['']),
+    kinds = getattr(sys.modules.get('sepsis_nb.model.kinds'), 'KINDS', MODELS) # with those that a page declared
+    for name,known,found in (('protocol', PAGES, [job.protocol]), ('models', kinds, job.names or ['']),
                              ('register', ('true', 'false', ''), [job.register.lower()])):
         if unknown := [o for o in found if o not in known]: raise ValueError(
             f"parameter {name}: '{unknown[0]}' is unknown; known are {', '.join(known)}")
@@ -43,6 +46,8 @@ def _check_values(job):
                           ('alert_budget', job.alert_budget > 0, 'alerts per patient-day above 0'),
                           ('precision_floor', 0 <= job.precision_floor < 1, 'a share from 0 to below 1')):
         if not ok: raise ValueError(f'parameter {k} is {getattr(job, k)}, expected {expected}')
+    if job.protocol == 'seed' and job.extra: raise ValueError(
+        f"parameter extra: '{job.extra}', but the original study has its own features; leave it out")
     if job.protocol == 'patient': job.base_spec.plus(job.extra, 'parameter extra: ')
 
 # %% ../../nbs/model/71_job.ipynb #035264eb
@@ -108,5 +113,5 @@ def check_places(job:Job, settings:Settings): # The store of the settings counts
             if p != 'sample' and not Path(p).expanduser().exists(): raise FileNotFoundError(
                 f'parameter {name}: {p}: no such file or folder; give a CSV, psv, parquet or zip file, '
                 "a folder of psv files, or 'sample'")
-    if job.metrics_json and not Path(job.metrics_json).parent.is_dir(): raise FileNotFoundError(
+    if job.metrics_json and not Path(job.metrics_json).expanduser().parent.is_dir(): raise FileNotFoundError(
         f'parameter metrics_json: folder {Path(job.metrics_json).parent} does not exist; make it')

@@ -101,7 +101,9 @@ def _read_sklearn(path):
     bare = copy(m)
     bare.__dict__.pop('feature_names_in_', None)
     bare.n_jobs = 1
-    return m, bare.predict_proba
+    trees = type(m).__module__.startswith(('sklearn.ensemble', 'sklearn.tree'))
+    def by_row(X): return np.vstack([np.empty((0, 2)), *map(bare.predict_proba, X[:,None])])
+    return m, bare.predict_proba if trees else by_row
 
 def sklearn_kind(
     name:str,
@@ -160,8 +162,14 @@ def log_fitted(model, loader='', **kw): # loader: module of the pyfunc, empty: M
         f'a {type(model).__name__} of {library} is no model; expected one of {", ".join(known)}')
     flavour,packages = import_module(f'mlflow.{library}'), [*known[library].requirements, 'numpy', 'pandas']
     kw = known[library].log_args | kw
+    from mlflow import MlflowException
     from mlflow.models import Model
-    return Model.log(None, _saved(flavour, getattr(model, 'booster_', model), loader), pip_requirements=packages, **kw)
+    saved = _saved(flavour, getattr(model, 'booster_', model), loader)
+    try: return Model.log(None, saved, pip_requirements=packages, **kw)
+    except MlflowException as e:
+        if 'trusted' not in str(e): raise
+        raise RegistryError(f'{type(model).__name__}: its file would hold types that could run code when it is read, '
+                            f'which no worker loads; take another ({str(e).splitlines()[0][:200]})') from None
 
 # %% ../../nbs/model/20_kinds.ipynb #0c488b0f
 def candidates(name:str, n:int=1, seed:int=42)->list: # name: one of `KINDS`; n: how many, at most all of the grid
@@ -185,7 +193,11 @@ def fit_model(name, params, X, y, weight, seed=42): # X: (n, features); y: (n,) 
     last = f'{model.steps[-1][0]}__' if hasattr(model, 'steps') else '' # a pipeline hands weights to a step by name
     if len(set(y[k])) > 1:
         if not KINDS[name].build: return model.fit(X[k], y[k], sample_weight=weight[k])
+        from sklearn.utils.validation import has_fit_parameter
         from threadpoolctl import threadpool_limits
+        step = model.steps[-1][1] if last else model
+        if not has_fit_parameter(step, 'sample_weight') or not hasattr(step, 'predict_proba'): raise ValueError(
+            f'{name}: a {type(step).__name__} takes no sample weights or gives no probabilities; take another')
         with threadpool_limits(1, 'openmp'): return model.fit(X[k], y[k], **{f'{last}sample_weight':weight[k]})
     log.warning('rows of one class only: %s always predicts %g', name, y[k][0])
     return ConstantModel(y[k][0])

@@ -7,10 +7,11 @@ __all__ = ['check_contract', 'load_scaler', 'folder_scorer', 'load_scorer']
 
 # %% ../../nbs/model/63_load.ipynb #a5819fe0
 import json, numpy as np, os
-import sepsis_nb.model.heldout # noqa: F401 (gives a scorer `heldout` and `evaluate`)
 from pathlib import Path
 from ..features import FeatureSpec
-from .contract import CONTRACT, LARGEST, check_model, check_reference, read_policy, reference, spec_hash
+from .contract import CONTRACT, LARGEST, check_model, check_reference, read_marks
+from .contract import read_policy, reference, spec_hash
+from .heldout import HELDOUT # noqa: F401 (the module gives a scorer `heldout` and `evaluate`)
 from .kinds import KINDS, read_skops
 from .registry import Ref, RegistryError, fetch, resolve
 from .scorer import Scorer
@@ -97,7 +98,7 @@ def folder_scorer(
     def proba(X): return raw_proba(inputs(X))
     explain = kind.contributions and (lambda X: kind.contributions(model, inputs(X)))
     return Scorer(spec, policy, ref.name, ref.version, ref.run_id, proba, terms, calibration, limits, explain,
-                  Path(folder), tracking_uri)
+                  read_marks(Path(folder)), tracking_uri)
 
 # %% ../../nbs/model/63_load.ipynb #1c7efcfe
 def load_scorer(

@@ -105,7 +105,10 @@ def __call__(self:Cohort, k): # (stays,) how often each is in the resample, as t
     if self.probable:
         out |= dict(zip(('cal_slope', 'cal_intercept'), self.sliced(k)))
         out |= dict(brier=ratio(sq, rows), ece=np.abs(k@self.off).sum()/rows)
-    out |= {m.name:m.of(self, k) for m in METRICS.values() if m.of}
+    for name,m in METRICS.items():
+        if not m.of: continue
+        try: out[name] = float(m.of(self, k))
+        except Exception as e: raise ValueError(f"metric '{name}': its function gives no number: {e!r}") from e
     return {m:float(out.get(m, np.nan)) for m in METRICS}
 
 # %% ../../nbs/model/44_metrics.ipynb #8e38059b

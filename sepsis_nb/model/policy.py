@@ -69,9 +69,11 @@ def apply_policy(
     lengths = [len(o) for o in (who, hour, stay, risk, indeterminate)]
     if len(set(lengths)) > 1: raise ValueError(
         'apply_policy: {} rows, {} hours, {} stays, {} risks, {} marks; pass one of each a row'.format(*lengths))
-    hour,out = np.asarray(hour, float), np.empty(len(who), np.bool_)
+    hour,who,out = np.asarray(hour, float), np.asarray(who, np.int64), np.empty(len(who), np.bool_)
+    if len(who) and not (0 <= who.min() and who.max() < len(states)):
+        raise ValueError(f'apply_policy: rows of states {who.min()} to {who.max()}, but there are {len(states)}')
     if np.isnan(hour).any(): raise ValueError('apply_policy: a row has no hour; pass the one that the fold returns')
-    _apply(states, np.asarray(who, np.int64), hour, np.asarray(stay, np.int64), np.asarray(risk, float),
+    _apply(states, who, hour, np.asarray(stay, np.int64), np.asarray(risk, float),
            np.asarray(indeterminate, bool), policy.alert_threshold, policy.clear_threshold, policy.refractory_h, out)
     return out
 

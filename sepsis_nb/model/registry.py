@@ -10,6 +10,7 @@ __all__ = ['QUIET', 'GATE', 'RegistryError', 'check_store', 'at_store', 'use_sto
 import json, logging, numpy as np, os, re, socket, tempfile
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 from ..settings import check_uri
@@ -44,12 +45,15 @@ QUIET = dict(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false', MLFLOW_DISABLE_TELEME
 def at_store(uri:str, create:bool=False): # as for `check_store`
     "Yields an `MlflowClient` of the store `uri` and its registry; what MLflow finds wrong is a `RegistryError`"
     check_store(uri, create)
-    for k,v in QUIET.items(): os.environ.setdefault(k, v)
+    mine = {k:v for k,v in QUIET.items() if k not in os.environ}
+    os.environ |= mine
     import mlflow
     for o in ('mlflow.store.db.utils', 'alembic'): logging.getLogger(o).setLevel(logging.WARNING)
     try: yield mlflow.MlflowClient(uri, uri)
     except mlflow.MlflowException as e:
         raise RegistryError(f'MLflow store {uri}: {str(e).splitlines()[0][:300]}') from None
+    finally:
+        for k in mine: os.environ.pop(k, None)
 
 # %% ../../nbs/model/61_registry.ipynb #8b35d260
 def use_store(tracking_uri:str, experiment:str)->str: # both are made if they are not there
@@ -63,6 +67,7 @@ def use_store(tracking_uri:str, experiment:str)->str: # both are made if they ar
             f'`mlflow experiments restore -x {found.experiment_id}`, or set [mlflow] experiment')
         id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
     import mlflow
+    os.environ |= {k:v for k,v in QUIET.items() if k not in os.environ}
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_experiment(experiment_id=id)
     return id
@@ -151,6 +156,14 @@ def _version(store, name, alias, version):
         return v.version, v.source, v.run_id
 
 # %% ../../nbs/model/61_registry.ipynb #678155f1
+def _cache_key(store, source, run_id):
+    "Name of a model's folder in the cache: the id of the logged model, also of a version that was copied from another"
+    m = re.fullmatch(r'models:/(?P<name>[^/@]+)(/(?P<version>[^/@]+))?/?', source)
+    if not m: return f'{run_id}-{sha256(source.encode()).hexdigest()[:16]}' # a folder of artifacts
+    if not m['version']: return m['name']
+    _,origin,run_id = _version(store, m['name'], None, m['version'])
+    return _cache_key(store, origin, run_id)
+
 _ADDRESS = re.compile(r'models:/(?P<name>[^/@]+)(@(?P<alias>.+)|/(?P<version>[^/@]+))'
                       r'|runs:/(?P<run>[^/]+)/(?P<artifact>[^/]+)/?')
 def resolve(uri:str, store:str='')->Ref: # uri: see `_ADDRESS`; store: tracking URI, not needed for a runs:/ address
@@ -163,7 +176,7 @@ def resolve(uri:str, store:str='')->Ref: # uri: see `_ADDRESS`; store: tracking 
     except RegistryError as e:
         todo = '' if 'fix [' in str(e) else '; train one with `sepsis train`, or fix [model] uri'
         raise RegistryError(f"model URI '{uri}' cannot be found: {str(e).rstrip('.')}{todo}") from None
-    return Ref(uri, source.rsplit('/', 1)[-1], f"models:/{m['name']}/{v}", m['name'], str(v), run_id)
+    return Ref(uri, _cache_key(store, source, run_id), f"models:/{m['name']}/{v}", m['name'], str(v), run_id)
 
 # %% ../../nbs/model/61_registry.ipynb #887eab7a
 # MLflow itself asks the store that is set, whatever it is told

@@ -9,15 +9,14 @@ __all__ = ['log', 'Scorer', 'indeterminate_rows', 'Assessed', 'ScoredRows', 'Bed
 import logging, numpy as np, orjson, pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-from pathlib import Path
 from typing import NamedTuple
-from ..data import parse
-from ..features import FeatureSpec, fold, missing_needs, new_states, prepare
+from ..data import BadMessage, parse
+from ..features import FeatureSpec, fold, missing_needs, new_states, patient_codes, prepare, row_hours
 from .contract import fitted_patients, spec_hash
 from .policy import Policy, apply_policy, new_policy_states
 from .risk import Calibration, TrainingRange, count_outside, names_outside
 from ..rows.labels import feature_label, feature_unit
-from ..rows.signals import hours, signal_rows
+from ..rows.signals import KNOWN, SHORT, signal_rows
 
 # %% ../../nbs/model/62_scorer.ipynb #4dfdcfa0
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Scorer:
     calibration:Calibration = Calibration()
     training_range:TrainingRange|None = None # None: not known, no row is outside
     contributions:object = None # (n, features) as the fold gives them -> (n, features+1) log-odds; None: not known
-    folder:Path|None = None     # Of the fetched model; None: made in memory
+    marks:dict|None = field(default=None, repr=False) # Of whom it was fitted on, from `read_marks`; None: not known
     store:str = ''              # MLflow store that it came from
     threshold = property(lambda self: self.policy.alert_threshold, doc='Risk at which it alerts; above 1: never')
     scaled = property(lambda self: bool(self.terms.get('needs_scaler')))
@@ -132,16 +131,23 @@ def score_rows(self:Scorer, raw, time, beds:list)->ScoredRows: # raw: (n, signal
 log = logging.getLogger(__name__)
 def _score_part(self, df):
     "`ScoredRows` of a table whose patients are all new"
-    who,ids = pd.factorize(df.patient_id)
-    time = hours(df.time) if 'time' in df else np.full(len(df), np.nan)
+    who,ids = patient_codes(df)
     beds = Beds(new_states(self.spec, len(ids)), new_policy_states(len(ids)), who, slice(None))
-    return self.score_rows(signal_rows(df, self.spec.signals), time, [beds])
+    return self.score_rows(signal_rows(df, self.spec.signals), row_hours(df), [beds])
 
 def _parts(df, progress, rows=5000):
     "Tables of some patients each, about `rows` long, so that the features of a large one need not be in memory at once"
-    if 'patient_id' not in df: raise ValueError(
-        f"no column patient_id among {', '.join(map(str, df)) or 'none'}; read files with `read`")
-    who = pd.factorize(df.patient_id)[0]
+    if not isinstance(df, pd.DataFrame): raise TypeError(
+        f'{type(df).__name__}: expected a frame; read files with `read`')
+    columns = list(map(str, df))
+    def refuse(why): raise ValueError(f"{why}; columns are {', '.join(columns) or 'none'}. Read files with `read`")
+    if 'patient_id' not in columns: refuse('no column patient_id')
+    if len(set(columns)) < len(columns): refuse('two columns of one name')
+    names = {o.lower() for o in KNOWN} | set(SHORT)
+    if other := [c for c in columns if c not in KNOWN and c.lower() in names]:
+        refuse(f'column {other[0]}: a signal under another name')
+    if not KNOWN & set(columns): refuse('no signal')
+    who = patient_codes(df)[0]
     part = who*(1+len(df)//rows)//(1+who.max(initial=0))
     order = np.argsort(part, kind='stable')
     at = np.split(order, np.flatnonzero(np.diff(part[order]))+1)
@@ -163,12 +169,12 @@ def score(
     out = out.iloc[np.argsort(out._at.to_numpy())].drop(columns='_at')
     out.attrs['in_sample'] = n = len(self.in_sample(df))
     if n: log.warning('in sample: the model was fitted on %d of these %d patients, so their risks are too good; '
-                      'see `heldout`', n, df.patient_id.nunique())
+                      '`Scorer.in_sample` names them, `Scorer.heldout` has fair risks', n, df.patient_id.nunique())
     return out
 @patch
 def in_sample(self:Scorer, df)->list:
     "Ids of the patients of a table that the model was fitted on; empty if the model does not say"
-    return fitted_patients(self.folder, df, self.spec.signals)
+    return fitted_patients(self.marks, df, self.spec.signals)[0]
 
 # %% ../../nbs/model/62_scorer.ipynb #bfa277fc
 class Scored(NamedTuple):
@@ -185,8 +191,12 @@ class Patient:
         self._beds = Beds(new_states(scorer.spec, 1), new_policy_states(1), np.zeros(1, np.int64), slice(None))
     def step(self, row:dict)->Scored: # row: as a message: signals under any of their names, `time` if there is one
         "Take in the next row; `BadMessage` for what the worker would not score"
-        raw = orjson.dumps(dict(row) | dict(patient_id=self.patient_id), default=lambda o: o.isoformat(),
-                           option=orjson.OPT_SERIALIZE_NUMPY)
+        if other := [k for k in row if str(k).lower() in SHORT]: raise BadMessage(
+            f'no-signal: {other[0]} is perhaps {SHORT[str(other[0]).lower()]}; give it that name if it is')
+        row = {k:None if v is pd.NA or v is pd.NaT else v for k,v in dict(row).items()}
+        try: raw = orjson.dumps(row | dict(patient_id=self.patient_id), default=lambda o: o.isoformat(),
+                                option=orjson.OPT_SERIALIZE_NUMPY)
+        except (TypeError, AttributeError) as e: raise BadMessage(f'not-json: {e}') from None
         m = parse(raw, self.scorer.spec.signals)
         self.last = o = self.scorer.score_rows(np.array([m.values]), np.array([m.time]), [self._beds])
         return Scored(float(o.proba[0,1]), bool(o.alert[0]), bool(o.quality.indeterminate[0]), o.quality.reasons[0])
@@ -198,17 +208,19 @@ def patient(self:Scorer, patient_id)->Patient:
     return Patient(self, patient_id)
 
 # %% ../../nbs/model/62_scorer.ipynb #96b5d71d
-def _explained(self, ids, time, X, top):
-    "The `top` contributions to each row of features"
+def _explained(self, ids, time, o, last, top): # o: `ScoredRows`; last: which of them
+    "The `top` contributions to the risk of some rows"
     if self.contributions is None: raise ValueError(
         f'model {self.name} {self.version} has no exact contributions; LightGBM and XGBoost have')
-    C = self.contributions(X)[:,:-1]
+    X,quality,risk = o.X[last], o.quality.indeterminate[last], o.proba[last,1]
+    if not len(X): X,C = X[:0], np.empty((0, len(self.spec.names)))
+    else: C = self.contributions(X)[:,:-1]
     order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
     r,k = np.repeat(np.arange(len(X)), order.shape[1]), order.ravel()
     names = np.array(self.spec.names)[k]
     words,units = ([f(o) for o in names] for f in (feature_label, feature_unit))
-    return pd.DataFrame(dict(patient_id=np.asarray(ids)[r], time=np.asarray(time)[r], feature=names, words=words,
-                             value=X[r,k], unit=units, contribution=C[r,k]))
+    return pd.DataFrame(dict(patient_id=np.asarray(ids)[r], time=np.asarray(time)[r], risk=risk[r],
+        indeterminate=quality[r], feature=names, words=words, value=X[r,k], unit=units, contribution=C[r,k]))
 @patch
 def explain(
     self:Scorer,
@@ -216,12 +228,14 @@ def explain(
     top=5,           # Features a patient
     progress=lambda it, **kw: it, # As for `score`
 )->pd.DataFrame:
-    """What moved the risk of each patient's last row most: patient_id, time, feature, words, value (NaN: not measured),
-    unit, contribution (log-odds before calibration), largest first; `ValueError` if this kind of model cannot say"""
+    """What moved the risk of each patient's last row most: patient_id, time, risk (calibrated), indeterminate, feature,
+    words, value (NaN: not measured), unit, contribution (log-odds before calibration), largest first; `ValueError` if
+    this kind of model cannot say"""
+    if top < 1: raise ValueError(f'top is {top}, expected at least 1')
     def part(df):
         last = ~df.patient_id.duplicated(keep='last').to_numpy()
         time = df.time if 'time' in df else pd.Series(np.nan, df.index)
-        return _explained(self, df.patient_id[last], time[last], _score_part(self, df).X[last], top)
+        return _explained(self, df.patient_id[last], time[last], _score_part(self, df), np.flatnonzero(last), top)
     return pd.concat([part(o) for o in _parts(df, progress)], ignore_index=True)
 
 # %% ../../nbs/model/62_scorer.ipynb #8daae471
@@ -229,4 +243,4 @@ def explain(
 def explain(self:Patient, top=5)->pd.DataFrame: # noqa: F811
     "As `Scorer.explain`, of the last row; `ValueError` if there was none"
     if self.last is None: raise ValueError(f'patient {self.patient_id} has no row to explain; call `step` first')
-    return _explained(self.scorer, [self.patient_id], self.last.hour, self.last.X, top)
+    return _explained(self.scorer, [self.patient_id], self.last.hour, self.last, [0], top)

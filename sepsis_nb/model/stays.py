@@ -50,7 +50,9 @@ class Stays:
 # %% ../../nbs/model/10_stays.ipynb #5bbb5e4c
 def _cached_fold(df, spec, digest, cache):
     "`fold_table`, from the folder `cache` if it is there; the file's name covers rows (`digest`), spec and code"
-    code = sha256(b''.join(files('sepsis_nb').joinpath(f).read_bytes() for f in ('data.py', 'features.py'))).hexdigest()
+    home = Path(str(files('sepsis_nb')))
+    sources = [home/'data.py', home/'features.py', *sorted(p for p in (home/'rows').iterdir() if p.is_file())]
+    code = sha256(b''.join(p.read_bytes() for p in sources)).hexdigest()
     file = Path(cache)/f'{digest[:16]}-{spec.digest[:16]}-{code[:16]}.npz'
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,8 @@ def gate_of(job, digest, outcome):
 _PLACES = 'tracking_uri', 'metrics_json', 'register' # parameters that change no figure
 NOT_REGISTERED = '', False, 'not registered: the page ran in JupyterLab, or register is false'
 def data_name(job): return ', '.join(Path(o.strip()).stem for o in job.data.split(','))
-def run_tags(job, digest): return dict(protocol=job.protocol, features=job.spec.name, data_digest=digest[:12])
+def run_tags(job, digest):
+    return dict(protocol=job.protocol, features=job.spec.name, spec=job.spec.digest[:16], data_digest=digest[:12])
 
 @contextmanager
 def logged_run(job, experiment, model, digest, counts, began, ended=None, parent=None): # Unix s; ended None: now
@@ -131,7 +132,12 @@ def log_job(
 )->Logged:
     "Log everything, and register the best model; `RegistryError` if the store refuses"
     import mlflow
-    best = best_outcome(outcomes)
+    best,folds = best_outcome(outcomes), {int(o.fold.max())+1 for o in outcomes}
+    names = [o.name for o in outcomes]
+    asked = job.spec, set(job.names), {min(job.folds, len(stays.ids))}
+    if asked != (stays.spec, set(names), folds): raise ValueError(
+            f'the job asks for {job.spec}, {job.models} and {job.folds} folds; these are {stays.spec}, '
+            f'{", ".join(names)} and {folds} folds. Describe them in the `Job`')
     with logged_run(job, experiment, ', '.join(job.names), stays.digest, _sizes(stays), began) as id:
         log_report(job, stays.digest, tables, figures)
         runs = {o.name:_log_outcome(o, job, stays, experiment, id) for o in progress(outcomes)}
@@ -208,7 +214,8 @@ def summary(job:Job, stays:Stays, outcomes:list, logged:Logged, external:Externa
     out = dict(protocol=job.protocol, features=job.spec.name, seed=job.seed, n_patients=len(stays.ids),
                n_rows=len(stays.y), champion=logged.champion, models=models, scaler_run_id=None, cv=cv,
                policy=to_dict(best.rule.policy), calibration=to_dict(best.rule.calibration),
-               gate=gate_of(job, stays.digest, best))
+               gate=gate_of(job, stays.digest, best),
+               registered=dict(version=logged.version, champion=logged.moved, why=logged.why))
     if external is not None: out['external'] = _with_intervals(external.metrics) | dict(
         n_patients=len(external.stays.ids), threshold=external.threshold, adapted=_with_intervals(external.adapted))
     return json_safe(out)

@@ -69,6 +69,10 @@ def harmonise(df:pd.DataFrame)->tuple: # df: raw, from `read`
 # %% ../../nbs/rows/10_signals.ipynb #63cb6352
 def hours(time)->np.ndarray: # time: (n,) float hours, or datetime64
     "(n,) float64 hours; of a date, hours since 1970-01-01 UTC; NaN: unknown"
+    if isinstance(getattr(time, 'dtype', None), pd.DatetimeTZDtype): time = time.dt.tz_convert(None) # UTC
     t = np.asarray(time)
+    if np.issubdtype(t.dtype, np.timedelta64): return t/np.timedelta64(1, 'h')
+    if not np.issubdtype(t.dtype, np.number) and not np.issubdtype(t.dtype, np.datetime64): raise ValueError(
+        f'times of the type {t.dtype} ({str(t[:1])}): expected numbers of hours, or dates; read files with `read`')
     if not np.issubdtype(t.dtype, np.datetime64): return t.astype(float)
     return (t.astype('datetime64[us]')-np.datetime64(0, 'us'))/np.timedelta64(1, 'h')

@@ -104,7 +104,7 @@ def plan_redrive(settings:Settings, reasons=(), patient:str='', progress:bool=Fa
 
 # %% ../../nbs/stream/50_redrive.ipynb #8ad56d08
 @contextmanager
-def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=20.): # wait_s: a dead holder keeps it for ten
+def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=60.): # wait_s: a dead holder keeps it for ten
     "Only one process at a time in this block; yields a check. `RuntimeError`: another has the lock, or took it"
     first,until = TopicPartition(topic, 0), time.monotonic()+wait_s
     c = KafkaConsumer(**client_args(kafka), group_id=group, enable_auto_commit=False, max_poll_records=1,
