@@ -135,6 +135,7 @@ def _write_table(t, out):
     elif kind == '.csv': t.to_csv(out, index=False)
     else: raise ValueError(f"-o {out}: expected a name that ends in .parquet or .csv, or - for standard output")
 
+# %% ../nbs/06_cli.ipynb #76d97ae5
 @add_command(main, 'score', 'sepsis score ward.csv -o risks.parquet --explain')
 @click.argument('paths', nargs=-1, required=True)
 @click.option('-o', 'out', default='-', show_default=True, help='File (.parquet or .csv); - for standard output.')

@@ -173,6 +173,7 @@ SOURCES = {
     '.zip':('psv files', _read_zip),
     'folder':('psv files', lambda p, columns: _read_files(p.rglob('*.psv'), p, columns))}
 
+# %% ../nbs/00_data.ipynb #d6f59f36
 def _read_one(path, columns):
     path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
     kind = 'folder' if path.is_dir() else path.suffix
@@ -257,7 +258,7 @@ def _loads(raw):
         raise BadMessage(f'not-json: {e}; a missing value is null, NaN and Infinity are not JSON') from None
     if not isinstance(obj, dict):
         raise BadMessage(f'not-an-object: a JSON {type(obj).__name__}, expected one object a row')
-    keys = ', '.join(list(obj)[:10]) or 'none'
+    keys = ', '.join(k[:40] for k in list(obj)[:10]) or 'none'
     if 'patient_id' not in obj: raise BadMessage(f'no-patient-id: keys are {keys}')
     if not isinstance(obj['patient_id'], str) or not obj['patient_id']:
         raise BadMessage('bad-patient-id: expected a string that is not empty')

@@ -193,6 +193,14 @@ def stop_on_signal():
         for n,h in old.items(): signal.signal(n, h)
 
 # %% ../nbs/03_producer.ipynb #96caf7a1
+def _close(box, echo):
+    "Close, say so in the original study's words, and give the account"
+    sent = box.close()
+    if sent.stopped: echo('Kafka producer stopped by user.')
+    echo('Kafka producer closed.')
+    echo(str(sent))
+    return sent
+
 def _send_passes(box, df, due, loops, pause, bar, shown):
     "Passes until `loops`, a signal or a failure; counts each that was acknowledged to its last row"
     for k in count() if loops is None else range(loops):
@@ -232,10 +240,6 @@ def produce(
         box = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s)
         echo(f"Streaming {len(df)} records to Kafka topic '{topic}'...")
         try: _send_passes(box, df, due, loops, pause, bar, shown)
-        finally:
-            sent = box.close()
-            if sent.stopped: echo('Kafka producer stopped by user.')
-            echo('Kafka producer closed.')
-            echo(str(sent))
+        finally: sent = _close(box, echo)
     if box.error: raise DeliveryError(sent, kafka)
     return sent

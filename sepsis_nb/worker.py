@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from functools import partial
 from yarl import URL
 from .model.load import load_scorer
-from .model.registry import RegistryError
+from .model.registry import RegistryError, StoreAway
 from .model.scorer import Scorer
 from .settings import Settings, load_settings
 from .stream.delivery import (Delivery, Pipeline, absent_signals_line, check_topics, counts_line,
@@ -83,6 +83,7 @@ class SepsisApp(faust.App):
 async def on_start(self:SepsisApp):
     s = self.sepsis
     try: scorer = await asyncio.get_running_loop().run_in_executor(None, warm_scorer, s)
+    except StoreAway as e: end_process(os.EX_UNAVAILABLE, f'no model yet: {e}')
     except (RegistryError, ImportError, OSError) as e: end_process(os.EX_CONFIG, f'no model: {e}')
     log.info('model fits %s', scorer)
     if scorer.policy.never: log.warning('model alerts on nothing: %s', scorer.policy.why)

@@ -171,6 +171,16 @@ def test_too_few_septic_patients_are_refused_at_once(there):
     with pytest.raises(ValueError, match='2 patients have rows labelled 1, .*at least 3 of each'):
         run_page(there, data=f'{there.home}/few.parquet')
 
+def test_every_section_takes_few_patients(there):
+    "Three septic stays and one other, of which no fold but three has any: plain warnings, and a whole report"
+    df = read('sample')
+    sick = df.label.groupby(df.patient_id).max()
+    few = df[df.patient_id.isin([*sick[sick == 1].index[:3], *sick[sick == 0].index[:1]])]
+    few.drop(columns='time').rename(columns={'label':'SepsisLabel'}).to_parquet(there.home/'four.parquet')
+    found = run_page(there, data=f'{there.home}/four.parquet', features='vitals', models='LightGBM,XGBoost')
+    assert found['n_patients'] == 4 and found['registered']['version']
+    assert 'TRIPOD' in (there.home/'reports/02_train.html').read_text()
+
 def test_no_secret_is_kept(there, patient):
     files = [p for p in there.home.rglob('*') if p.is_file()]
     assert {'mlflow.db', 'MLmodel', '02_train.html', '02_train.ipynb'} <= {p.name for p in files}

@@ -13,7 +13,7 @@ from .contract import CONTRACT, LARGEST, check_model, check_reference, read_mark
 from .contract import read_policy, reference, spec_hash
 from .heldout import HELDOUT # noqa: F401 (the module gives a scorer `heldout` and `evaluate`)
 from .kinds import KINDS, read_skops
-from .registry import Ref, RegistryError, fetch, resolve
+from .registry import Ref, RegistryError, fetch, resolve, resolve_or_last
 from .scorer import Scorer
 from ..settings import load_settings
 
@@ -114,5 +114,5 @@ def load_scorer(
         set_to = os.environ.get('MLFLOW_TRACKING_URI') # also by `mlflow.set_tracking_uri`
         tracking_uri = tracking_uri or set_to or s.tracking_uri
         cache = cache or s.cache
-    ref = resolve(uri, tracking_uri)
+    ref = resolve_or_last(uri, tracking_uri, cache)
     return folder_scorer(fetch(ref, tracking_uri, cache), ref, scaler_uri, tracking_uri, cache)

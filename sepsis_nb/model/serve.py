@@ -11,6 +11,7 @@ from pathlib import Path
 from ..data import tidy
 from .load import folder_scorer
 from .registry import Ref
+from ..rows.signals import KNOWN
 from ..settings import load_settings
 
 # %% ../../nbs/model/64_serve.ipynb #364b7934
@@ -20,7 +21,11 @@ class RowsModel:
     def __init__(self, scorer): self.scorer = scorer
     def predict(self, rows, params=None): # rows: raw, columns under a source's names; params: of MLflow, not used
         "The columns `ANSWER` of each row, with its index; `ValueError` names a column or cell that cannot be read"
-        out = self.scorer.score(tidy(pd.DataFrame(rows), 'the rows sent'))
+        df = pd.DataFrame(rows)
+        found,some = ', '.join(map(str, df)), ', '.join(self.scorer.spec.signals[:4])
+        if not KNOWN & set(df): raise ValueError(f'no signal among the columns {found} (MLflow leaves out what the '
+            f"model's signature does not name); send signals such as {some}")
+        out = self.scorer.score(tidy(df, 'the rows sent'))
         return out[[c for c in ANSWER if c in out]]
 
 def _load_pyfunc(path): # path: folder of the model; the name is MLflow's

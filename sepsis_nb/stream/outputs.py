@@ -54,6 +54,7 @@ class ScoredRow(NamedTuple):
     partition:int      # Of the input row
     offset:int
 
+# %% ../../nbs/stream/12_outputs.ipynb #43ac5844
 def _scored_row(r, o):
     quality,source = o['quality'], o['source']
     return ScoredRow(pd.Timestamp(r.timestamp, unit='ms', tz='UTC'), o['patient_id'], o['original_data'].get('time'),
@@ -64,6 +65,7 @@ def _scored_row(r, o):
 def _rows_of(patient, records):
     return (_scored_row(r, o) for r,o in Outputs(records).first_records() if patient in ('', o['patient_id']))
 
+# %% ../../nbs/stream/12_outputs.ipynb #6ee07db5
 def outputs_frame(
     patient:str='', # Only this patient; empty: all
     last:str='',    # Only what came in this time before now, e.g. 6h or 2 days; empty: all that the topic has

@@ -16,7 +16,7 @@ EXIT_CODES = {
     1:'its command failed at once; its last line says why',
     2:'its command line is wrong',
     os.EX_CONFIG:'EX_CONFIG, it cannot start; its last line says why and what to do',
-    os.EX_UNAVAILABLE:'EX_UNAVAILABLE, no broker answers',
+    os.EX_UNAVAILABLE:'EX_UNAVAILABLE, broker or model store does not answer',
     os.EX_SOFTWARE:'EX_SOFTWARE, a batch failed or a stop took too long',
     os.EX_TEMPFAIL:'EX_TEMPFAIL, rows waited and none was committed'}
 FINAL_CODES = 0, 1, 2, os.EX_CONFIG # after these the child is not restarted
