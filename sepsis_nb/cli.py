@@ -249,16 +249,20 @@ def _gate(base, new):
 # %% ../nbs/06_cli.ipynb #c270e699
 def _until_stopped(cmd, **env):
     "Run a command until it ends, or until Ctrl-C or SIGTERM ends it and all of its children; returns an exit code"
-    def stop(*_): raise KeyboardInterrupt
-    before = signal.signal(signal.SIGTERM, stop)
-    p = subprocess.Popen(cmd, env=os.environ | env, start_new_session=True)
-    try: return p.wait()
+    p,asked = None, []
+    def stop(*_): # while the process is being made, there is nothing yet to end
+        asked.append(True)
+        if p: raise KeyboardInterrupt
+    before = {n:signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        p = subprocess.Popen(cmd, env=os.environ | env, start_new_session=True)
+        return 0 if asked else p.wait()
     except KeyboardInterrupt: return 0
     finally:
-        for number in signal.SIGTERM, signal.SIGKILL:
+        for number in (signal.SIGTERM, signal.SIGKILL) if p else ():
             with suppress(ProcessLookupError): os.killpg(p.pid, number)
             with suppress(subprocess.TimeoutExpired): p.wait(5)
-        signal.signal(signal.SIGTERM, before)
+        for n,handler in before.items(): signal.signal(n, handler)
 
 # %% ../nbs/06_cli.ipynb #2b2bd779
 @add_command(main, 'ui', 'sepsis ui --port 5001')

@@ -40,7 +40,7 @@ MISTAKES = [
     (('topics', 'create'), dict(SEPSIS_TOPICS_PARTITIONS='four'), "SEPSIS_TOPICS_PARTITIONS is 'four'"),
     (('broker', 'start'), dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS='kafka'), "'kafka': expected host:port"),
     (('doctor',), dict(SEPSIS_SETTINGS='none.ini'), 'SEPSIS_SETTINGS=none.ini: no such file'),
-    (('worker',), dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'),
+    (('worker', '--once'), dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'), # else tried for ever
      'http://127.0.0.1:9: the server does not answer'),
     (('train', '-p', 'fold', '3'), {}, "unknown parameter 'fold', did you mean 'folds'"),
     (('gate', '{csv}', '{csv}'), {}, 'is not JSON'),
