@@ -50,6 +50,8 @@ def _pad(rows, fill): # rows of unequal length as one array
 # how many read signals: those behind them read features
 Program = namedtuple('Program',
                      'block buffer depth new windows asked upto rules edges points op a b column own step_h fill')
+
+# %% ../nbs/01_features.ipynb #4e6b2bdc
 _WINDOW = -1 # stands for all operations over a window
 @patch(as_prop=True)
 def program(self:FeatureSpec):

@@ -61,6 +61,7 @@ def run_summary(figures:dict)->str: # figures: the run's metrics JSON
     return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model sepsis {moved}: {r['why']}\n"
             'Another champion: MlflowClient().set_registered_model_alias, see nbs/how_to.ipynb')
 
+# %% ../nbs/02_train.ipynb #f5c1185f
 def run_training(params:dict, settings:Settings|None=None, page=None, quiet=False)->tuple: # Of `Job`, `load_settings`
     """Run a training page (None: of the protocol) and render it: paths of the executed notebook and its HTML;
     `TrainingFailed` if a cell did; the errors of `Job` and `check_places`"""
