@@ -1,7 +1,7 @@
 """What git keeps of a notebook: no counts, times or ids of a run, and no outputs that differ from run to run.
 
-As git's filter (set by `make env`) from stdin to stdout; with paths, in place. A cell whose outputs differ from run to
-run is tagged `varies`.
+As git's filter (set by `make env`) from stdin to stdout; with paths, in place; as JupyterLab's hook (`make lab`) at
+each save. A cell whose outputs differ from run to run is tagged `varies`.
 """
 import json, sys
 from pathlib import Path
@@ -24,11 +24,18 @@ def clean(text):
 
 def _is_widget(o): return 'application/vnd.jupyter.widget-view+json' in o.get('data', {})
 
-if paths := sys.argv[1:]:
+def pre_save(model, **kw):
+    "JupyterLab's hook before it writes a file, so that git sees no change where there is none"
+    if model['type'] == 'notebook': model['content'] = json.loads(clean(json.dumps(model['content'])))
+
+def main(paths):
     for p in (f for o in paths for f in (Path(o).rglob('*.ipynb') if Path(o).is_dir() else [Path(o)])):
         if '.ipynb_checkpoints' in p.parts: continue
         text = p.read_text(encoding='utf-8')
         if (new := clean(text)) != text: p.write_text(new, encoding='utf-8')
-else:
-    sys.stdin.reconfigure(encoding='utf-8'); sys.stdout.reconfigure(encoding='utf-8')
+    if paths: return
+    sys.stdin.reconfigure(encoding='utf-8')
+    sys.stdout.reconfigure(encoding='utf-8')
     sys.stdout.write(clean(sys.stdin.read()))
+
+if __name__ == '__main__': main(sys.argv[1:])
