@@ -127,13 +127,12 @@ def _consume(topic, from_beginning, unique, most, timeout):
             if unique: click.echo(text, err=True)
 
 # %% ../nbs/06_cli.ipynb #7e3ad6f0
-def _write_table(t, out):
-    "A frame as parquet or CSV by the ending of `out`, `-`: CSV on standard output; `ValueError` for another ending"
-    kind = Path(out).suffix
-    if out == '-': click.echo(t.to_csv(index=False), nl=False)
-    elif kind == '.parquet': t.to_parquet(out, index=False)
-    elif kind == '.csv': t.to_csv(out, index=False)
-    else: raise ValueError(f"-o {out}: expected a name that ends in .parquet or .csv, or - for standard output")
+def _table_writer(out):
+    "Writes a frame as parquet or CSV by the ending of `out`, `-`: CSV on standard output; `ValueError`: another ending"
+    if out == '-': return lambda t: click.echo(t.to_csv(index=False), nl=False)
+    how = {'.parquet':lambda t: t.to_parquet(out, index=False), '.csv':lambda t: t.to_csv(out, index=False)}
+    if (kind := Path(out).suffix) in how: return how[kind]
+    raise ValueError(f"-o {out}: expected a name that ends in .parquet or .csv, or - for standard output")
 
 # %% ../nbs/06_cli.ipynb #76d97ae5
 @add_command(main, 'score', 'sepsis score ward.csv -o risks.parquet --explain')
@@ -147,13 +146,13 @@ def _score(paths, out, explain, model, columns):
     from sepsis_nb.data import read
     from sepsis_nb.model.load import load_scorer
     from tqdm import tqdm
-    if out != '-' and Path(out).suffix not in ('.parquet', '.csv'): _write_table(None, out)
+    write = _table_writer(out) # a wrong name is refused before the work
     if odd := [c for c in columns if '=' not in c]: raise ValueError(f'--column {odd[0]}: expected THEIRS=OURS')
     names = {a:b or None for a,_,b in (c.partition('=') for c in columns)}
     scorer,df = load_scorer(model), read(list(paths), names)
     bar = partial(tqdm, disable=not sys.stderr.isatty())
     t = (scorer.explain if explain else scorer.score)(df, progress=bar)
-    _write_table(t, out)
+    write(t)
     if out == '-': return
     click.echo(f'{out}: {len(t):,} rows of {df.patient_id.nunique():,} patients')
     click.echo(f'scored by {scorer.name} {scorer.version}')

@@ -77,6 +77,7 @@ def _check_columns(found, needed, where, known=None):
         f"{where}: missing columns: {', '.join(missing) or 'none'}; {other}. "
         'Rename or add them (Patient ID means patient_id); an unmeasured signal is an empty column.')
 
+# %% ../nbs/00_data.ipynb #fb36d826
 def _rename(df, columns, where):
     "The table under the names that `columns` gives, and known ones; `ValueError` for a name that has no single meaning"
     columns = {} if columns is None else dict(columns)
@@ -97,6 +98,7 @@ def _rename(df, columns, where):
         f"{', '.join(short)}; if they are what they seem, read it with columns={short}; None leaves a column out")
     return df.set_axis(names, axis=1)
 
+# %% ../nbs/00_data.ipynb #12d66b15
 def tidy(df:pd.DataFrame, where:str, columns=None)->pd.DataFrame: # where: file, for messages; columns: as for `read`
     "patient_id (str), signals (float64, source's names), time and label if any; `ValueError` names file, row, column"
     df = _rename(df, columns, where)
@@ -148,11 +150,14 @@ def _read_stays(stays, path): # stays: [(file name, bytes)], one stay each; path
         except ValueError: log.debug('joined stays cannot be read, parsing each path=%s', path)
     return pd.concat([parse(o[1], o[0], who) for who,o in zip(ids, stays)], ignore_index=True)
 
-def _read_files(files, path, columns):
+def _no_columns(columns, path):
     if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
+
+def _read_files(files, path, columns):
+    _no_columns(columns, path)
     return _read_stays([(p.name, p.read_bytes()) for p in sorted(files)], path)
 def _read_zip(path, columns):
-    if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
+    _no_columns(columns, path)
     try: z = zipfile.ZipFile(path)
     except zipfile.BadZipFile: raise ValueError(f'{path}: not a whole zip file; fetch it again') from None
     with z:

@@ -55,6 +55,8 @@ def _new_rows(self, df):
     s = self.score(df)
     stay = pd.factorize(pd.MultiIndex.from_arrays([s.patient_id, s.stay]))[0]
     return s.assign(stay=stay, label=df.label, positive=s.risk >= self.terms.get('utility_threshold', self.threshold))
+
+# %% ../../nbs/model/65_heldout.ipynb #f6b7aff2
 @patch
 def evaluate(self:Scorer, df:pd.DataFrame|None=None, n=1000, seed=42)->pd.DataFrame:
     """Metrics with 95 % intervals of labelled rows, as `model.metrics.evaluate`; `df` None: all held-out predictions.

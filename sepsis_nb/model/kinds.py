@@ -120,18 +120,18 @@ _FOREST = sklearn_kind('RandomForest', dict(n_estimators=40, max_depth=8, min_sa
     grid=dict(max_depth=[6, 8, 12], min_samples_leaf=[20, 50, 100], max_features=[6, 12, 24]))
 
 # %% ../../nbs/model/20_kinds.ipynb #xgb_code
+def _rounds(booster): return 0, int(booster.attr('best_iteration') or -1)+1 # those that early stopping kept, or all
 def _read_xgboost(path):
     import xgboost
     m = xgboost.Booster(model_file=path, params=dict(nthread=1))
-    rounds = 0, int(m.attr('best_iteration') or -1)+1
+    rounds = _rounds(m)
     return m, lambda X: two_columns(m.inplace_predict(X, iteration_range=rounds))
 
 def _xgboost_contributions(model, X):
     import xgboost
     model = model.get_booster() if hasattr(model, 'get_booster') else model
-    rounds = 0, int(model.attr('best_iteration') or -1)+1
-    matrix = xgboost.DMatrix(X)
-    return model.predict(matrix, pred_contribs=True, iteration_range=rounds, validate_features=False).astype(float)
+    how = dict(pred_contribs=True, iteration_range=_rounds(model), validate_features=False)
+    return model.predict(xgboost.DMatrix(X), **how).astype(float)
 
 _XGBOOST = ModelKind('XGBoost', 'xgboost.XGBClassifier', ('xgboost-cpu',), _read_xgboost,
     fixed=dict(subsample=.8, max_bin=64),

@@ -92,7 +92,7 @@ def folder_scorer(
     scaler_uri = scaler_uri or terms.get('scaler_uri', '')
     spec = check_contract(uri, terms, scaler_uri)
     kind,model,raw_proba = _load_model(uri, folder, spec, terms)
-    mean,scale = load_scaler(scaler_uri, spec, tracking_uri, cache) if scaler_uri else (0., 1.)
+    mean,scale = load_scaler(scaler_uri, spec, tracking_uri, cache) if scaler_uri else (None, None)
     calibration,policy,limits = read_policy(uri, terms, spec)
     def inputs(X): return np.clip((X-mean)/scale if scaler_uri else X, -LARGEST, LARGEST)
     def proba(X): return raw_proba(inputs(X))

@@ -176,10 +176,9 @@ def resolve(uri:str, store:str='')->Ref: # uri: see `_ADDRESS`; store: tracking 
                                   'runs:/<run id>/<name>; fix [model] uri')
     if m['run']: return Ref(uri, f"{m['run']}-{m['artifact']}", uri, m['artifact'], '', m['run'])
     try: v,source,run_id = _version(store, m['name'], m['alias'], m['version'])
-    except StoreAway: raise
     except RegistryError as e:
         todo = '' if 'fix [' in str(e) else '; train one with `sepsis train`, or fix [model] uri'
-        raise RegistryError(f"model URI '{uri}' cannot be found: {str(e).rstrip('.')}{todo}") from None
+        raise type(e)(f"model URI '{uri}' cannot be found: {str(e).rstrip('.')}{todo}") from None
     return Ref(uri, _cache_key(store, source, run_id), f"models:/{m['name']}/{v}", m['name'], str(v), run_id)
 
 # %% ../../nbs/model/61_registry.ipynb #887eab7a
@@ -210,7 +209,7 @@ def fetch(ref:Ref, store:str, cache:Path)->Path: # cache: folder of models alrea
             except OSError: # another process was first, with the same bytes
                 if not home.is_dir(): raise
     except RegistryError as e:
-        raise RegistryError(f"model URI '{ref.uri}' cannot be fetched: {e}; fix [model] uri") from None
+        raise type(e)(f"model URI '{ref.uri}' cannot be fetched: {e}; fix [model] uri") from None
     return home
 
 # %% ../../nbs/model/61_registry.ipynb #ee9115cf

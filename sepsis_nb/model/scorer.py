@@ -152,6 +152,8 @@ def _parts(df, progress, rows=5000):
     order = np.argsort(part, kind='stable')
     at = np.split(order, np.flatnonzero(np.diff(part[order]))+1)
     return (df.iloc[i].assign(_at=i) for i in progress(at, desc='score'))
+
+# %% ../../nbs/model/62_scorer.ipynb #28182d62
 @patch
 def score(
     self:Scorer,
@@ -213,8 +215,7 @@ def _explained(self, ids, time, o, last, top): # o: `ScoredRows`; last: which of
     if self.contributions is None: raise ValueError(
         f'model {self.name} {self.version} has no exact contributions; LightGBM and XGBoost have')
     X,quality,risk = o.X[last], o.quality.indeterminate[last], o.proba[last,1]
-    if not len(X): X,C = X[:0], np.empty((0, len(self.spec.names)))
-    else: C = self.contributions(X)[:,:-1]
+    C = self.contributions(X)[:,:-1] if len(X) else np.empty(X.shape)
     order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
     r,k = np.repeat(np.arange(len(X)), order.shape[1]), order.ravel()
     names = np.array(self.spec.names)[k]

@@ -84,7 +84,7 @@ def log_folds(folds): # From `fold_results`
     for m in 'utility', 'auroc', 'auprc':
         for i,v in folds[m].dropna().items(): mlflow.log_metric(f'fold_{m}', v, step=i)
 
-def _log_outcome(o, job, stays, experiment, parent):
+def _log_outcome(o, job, stays, experiment, parent, fitted): # fitted: `stay_marks` of the stays
     "One model's child run; returns its id"
     import mlflow
     rule,policy,digest = o.rule, o.rule.policy, stays.digest
@@ -94,7 +94,7 @@ def _log_outcome(o, job, stays, experiment, parent):
         mlflow.log_metrics(flat_metrics(o.metrics))
         log_folds(o.folds)
         log_model(o.name, o.model, job.spec, policy.alert_threshold, calibration=rule.calibration,
-                  policy=policy, training_range=rule.training_range, fitted=stay_marks(stays.df, job.spec.signals),
+                  policy=policy, training_range=rule.training_range, fitted=fitted,
                   extra=evaluation_terms(job, digest, rule.threshold))
         log_gate(gate_of(job, digest, o))
         log_heldout(stays, o)
@@ -140,7 +140,8 @@ def log_job(
             f'{", ".join(names)} and {folds} folds. Describe them in the `Job`')
     with logged_run(job, experiment, ', '.join(job.names), stays.digest, _sizes(stays), began) as id:
         log_report(job, stays.digest, tables, figures)
-        runs = {o.name:_log_outcome(o, job, stays, experiment, id) for o in progress(outcomes)}
+        fitted = stay_marks(stays.df, job.spec.signals)
+        runs = {o.name:_log_outcome(o, job, stays, experiment, id, fitted) for o in progress(outcomes)}
         mlflow.log_metrics(flat_metrics(best.metrics))
         log_folds(best.folds)
         mlflow.set_tag('champion', best.name)

@@ -6,12 +6,13 @@
 __all__ = ['Recorder', 'progress_bar', 'ReportExporter', 'page_html']
 
 # %% ../../nbs/report/50_page.ipynb #5fc324bd
-import nbformat, os, re
+import nbformat, re
 from collections import defaultdict
 from copy import deepcopy
 from functools import partial
 from jinja2 import PackageLoader
 from nbconvert import HTMLExporter
+from ..model.job import in_jupyterlab
 
 # %% ../../nbs/report/50_page.ipynb #55504041
 class Recorder:
@@ -37,11 +38,12 @@ class Recorder:
 
 # %% ../../nbs/report/50_page.ipynb #383ab80f
 def progress_bar():
-    "A `tqdm` for a page: a widget in JupyterLab, which names its kernels' notebook, and text in any other place"
-    if 'JPY_SESSION_NAME' in os.environ: from tqdm.notebook import tqdm
+    "A `tqdm` for a page: a widget in JupyterLab, and text in any other place"
+    if in_jupyterlab(): from tqdm.notebook import tqdm
     else: from tqdm import tqdm
     return partial(tqdm, mininterval=.5, leave=False)
 
+# %% ../../nbs/report/50_page.ipynb #6edd5382
 def _for_reading(nb):
     "A copy of a notebook in the order and with the parts that a report shows"
     nb,above = deepcopy(nb),''
@@ -56,6 +58,7 @@ def _for_reading(nb):
         nb.cells[1].id = 'verdict-first'
     return nb
 
+# %% ../../nbs/report/50_page.ipynb #ca58103c
 class ReportExporter(HTMLExporter):
     "`jupyter nbconvert --to sepsis PAGE`: an executed notebook as one HTML file that needs no network"
     def __init__(self, **kw): # kw: of nbconvert's exporters
