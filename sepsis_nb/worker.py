@@ -76,6 +76,9 @@ class SepsisApp(faust.App):
         log.info(counts_line(p.total, before, sum(o for o in lags if o > 0)))
         if p.absent and p.total['scored'] and not before['scored']:
             log.log(*absent_signals_line(p.scorer.spec, p.absent, p.total['scored']))
+        if new := p.total['time_jumps']-before['time_jumps']: log.warning('time stamps of topic %s jumped times=%d: '
+            'a clock was set, or senders disagree, or no row came for long; nobody is forgotten by that',
+            self.sepsis.topics.input, new)
         self.logged = Counter(p.total)
 
 # %% ../nbs/04_worker.ipynb #8aadb348
@@ -96,7 +99,9 @@ async def on_start(self:SepsisApp):
     if port != self.conf.web_port: self.conf.web_port = port # Faust warns at any assignment
     await super(SepsisApp, self).on_start()
     self.consumer.every_s = s.worker.within_ms/1000
-    Watch(s, lambda: {tp.partition for tp in self.consumer.assignment()}).start()
+    self.consumer.place = lambda committed: end_on_error(self.pipeline.place(committed), 'reading states')
+    def mine(): return {tp.partition for tp in self.consumer.assignment()}
+    Watch(s, mine, lambda: self.pipeline.topic).start()
     gc.freeze()
 
 # %% ../nbs/04_worker.ipynb #0c26c49d
@@ -128,7 +133,7 @@ def make_app(settings:Settings)->faust.App:
     @app.agent(app.topic(s.topics.input, schema=Whole()), name='score')
     async def score_rows(stream):
         async for event in stream.noack().events():
-            await app.pipeline.run(event.value.records, partial(app.consumer.finish, event))
+            await app.pipeline.run(event.value.records, event.value.ends, partial(app.consumer.finish, event))
             event.value.taken.set()
     app.on_partitions_revoked.connect(_revoked)
     app.on_partitions_assigned.connect(_assigned)
@@ -142,7 +147,6 @@ STATES_READ = 'states read' # in the log once a worker has partitions and their 
 async def _revoked(app, partitions, **kwargs): app.pipeline.reassign()
 async def _assigned(app, partitions, **kwargs):
     app.pipeline.reassign(tp.partition for tp in partitions)
-    app.add_future(end_on_error(app.pipeline.read_ahead(), 'reading states ahead'))
 
 async def _before_shutdown(app, **kwargs):
     if not app.pipeline: return
@@ -151,7 +155,7 @@ async def _before_shutdown(app, **kwargs):
     await app.pipeline.delivery.stop()
 
 async def _expire(app):
-    await end_on_error(app.pipeline.expire(app.consumer.committed()), 'forgetting patients who have left')
+    await end_on_error(app.pipeline.expire(), 'forgetting patients who have left')
 
 # %% ../nbs/04_worker.ipynb #e3b5a1de
 def _use_uvloop(): # where it exists

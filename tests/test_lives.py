@@ -49,18 +49,19 @@ def by_stays(s, df, stays, clock):
 
 def in_stream(s, messages, cuts, again=None):
     """The output of each (partition, offset), with the messages cut into batches;
-    `again`: (batch whose states are lost with it, first message that comes again)"""
+    `again`: (batch of whose states the second half is lost with it, first message that comes again)"""
     outputs,records,ends = [], {p:StateRecords() for p in (0, 1)}, {m.partition:m.offset+1 for m in messages}
     parts = [messages[a:b] for a,b in zip([0, *cuts], [*cuts, len(messages)])]
     last = [messages[again[1]:]] if again else []
     def work(parts):
-        patients = {p:restore(s.spec, o, ends.get(p, 0))[0] for p,o in records.items()}
+        patients = {p:restore(s.spec, o, 0, ends.get(p, 0), None)[0] for p,o in records.items()}
         for n,part in enumerate(parts):
             b = score_batch(s, patients, part, LIMIT, SILENCE)
             outputs.extend(b.outputs)
             assert not b.dead
-            if again and n == again[0] and parts is not last: return
-            for p,key,value,_,stamp in b.states(patients): records[p].add(key, value, stamp)
+            died,states = again and n == again[0] and parts is not last, b.states(patients)
+            for p,key,value in states[:len(states)//2] if died else states: records[p].add(key, value)
+            if died: return
     work(parts)
     if again: work(last)
     got = {}
@@ -206,8 +207,14 @@ def interleaved(rng):
     patients = [iter(o) for o in patients]
     return [next(patients[k]) for k in turns]
 
-# how likely each step of Kafka's clock is, in a stream without long pauses and in one with them
-PAUSES = [.4, .3, .3, 0, 0, 0], [.3, .3, .3, .06, .02, .02]
+# steps of Kafka's time stamps, and how likely each is, in a stream without long pauses and in one with them
+STAMPS = 0, 1, 1000, SILENCE//7, SILENCE//6, SILENCE//6+1, 80*3_600_000, -80*3_600_000
+PAUSES = [.4, .3, .3, 0, 0, 0, 0, 0], [.05, .05, .05, .3, .45, .04, .03, .03]
+
+def clock_of(stamps, partition):
+    "The clock of each row's partition: time that passed in steps of at most a sixth of the silence"
+    step = pd.Series(stamps).groupby(partition).diff()
+    return step.where(step.between(0, SILENCE//6), 0).groupby(partition).cumsum()
 
 @pytest.mark.parametrize('seeds', [range(k, k+40) for k in range(0, 200, 40)], ids=str)
 def test_random_lives(seeds):
@@ -217,8 +224,9 @@ def test_random_lives(seeds):
         rng = np.random.default_rng(seed)
         s,rows = scorer(SPECS[('monitor4', 'vitals', 'full')[seed%3]]), interleaved(rng)
         df,n = as_table(rows), len(rows)
-        stamps = rng.choice([0, 1, 1000, SILENCE//4, SILENCE, SILENCE+1], n, p=rng.choice(PAUSES)).cumsum()
-        long = pd.Series(stamps).groupby(df.patient_id).diff() > SILENCE
+        stamps = rng.choice(STAMPS, n, p=rng.choice(PAUSES)).cumsum()
+        time_passed = clock_of(stamps, df.patient_id.map(lambda o: crc32(o.encode())%2))
+        long = time_passed.groupby(df.patient_id).diff() > SILENCE
         forgotten = long.groupby(df.patient_id).cumsum() # how often the worker forgot the patient before each row
         df,silences = df.assign(patient_id=df.patient_id+forgotten.map('~{}'.format)), silences+forgotten.max()
         folded,want = fold_table(df, s.spec), in_table(s, df)
@@ -248,7 +256,7 @@ def test_a_stay_without_end():
     for a,b,o in (0, 400, limits), (400, 11_600, None), (11_600, 12_000, limits): # reasons double the time
         got = score_batch(replace(scorer(spec), training_range=o), patients, messages[a:b], LIMIT, SILENCE)
         marks.append([orjson.loads(v)['quality']['indeterminate'] for _,_,v in got.outputs])
-        sizes |= {len(value) for _,_,value,*_ in got.states(patients)}
+        sizes |= {len(value) for _,key,value in got.states(patients) if key}
     X = extract(as_table(rows), spec)
     assert len(sizes) == 1 and X.hour.iloc[-1] == 12_000 and not np.isinf(X.to_numpy()).any()
     assert not any(np.isinf(o.states).any() for o in patients.values())

@@ -9,7 +9,7 @@ from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
 from sepsis_nb.stream.kafka import client_args, read_topic
 from sepsis_nb.stream.outputs import read_outputs
-from sepsis_nb.stream.states import record_offset
+from sepsis_nb.stream.progress import unpack_progress
 from sepsis_nb.worker import STATES_READ
 
 @pytest.fixture(scope='module')
@@ -143,10 +143,10 @@ def test_bad_messages_are_dead_letters(line):
     assert 'secret-7' not in line.text() and '77.125' not in line.text(), 'a log holds counts, no patients'
 
 def states_end(line):
-    "Partition to the offset behind the last row in a state"
+    "Partition to the offset up to which the state topic has all"
     ends = dict.fromkeys(line.ends(), 0)
     for r in read_topic(line.s.topics.state, line.s.kafka):
-        ends[r.partition] = max(ends[r.partition], record_offset(r.value)+1)
+        if not r.key: ends[r.partition] = max(ends[r.partition], unpack_progress(r.value).end)
     return ends
 
 def test_another_model_continues_the_stream(line, store, rows):

@@ -11,6 +11,7 @@ import itertools, numpy as np, orjson
 from collections import defaultdict
 from dataclasses import dataclass, field
 from ..stream.scoring import score_batch
+from ..stream.progress import Progress, TopicId
 from ..stream.states import Patients, StateRecords, unpack_state
 
 # %% ../../nbs/prove/30_audit.ipynb #23dd6669
@@ -21,7 +22,8 @@ class Undisturbed:
     outputs:dict = field(default_factory=dict) # to (partition, key, value, headers); alerts and dead letters, too
     alerts:dict = field(default_factory=dict)
     dead:dict = field(default_factory=dict)
-    states:dict = field(default_factory=dict)  # to the record and its time stamp
+    topic:TopicId = TopicId()                  # The input topic
+    states:dict = field(default_factory=dict)  # to the record
 
 # %% ../../nbs/prove/30_audit.ipynb #6016cc69
 def origin(value, headers=()): # headers: (name, bytes) pairs; only a dead letter has some
@@ -29,16 +31,22 @@ def origin(value, headers=()): # headers: (name, bytes) pairs; only a dead lette
     at = dict(headers) or orjson.loads(value)['source']
     return int(at['partition']), int(at['offset'])
 
-def last_states(records, spec): # (partition, key, value, Unix ms) of the state topic, in order in each partition
-    "(partition, key) to (value, Unix ms) of states as a worker reads them; a forgotten patient has none"
-    kept = defaultdict(StateRecords)
-    for p,key,raw,stamp in records: kept[p].add(key, raw, stamp)
-    best = {(p, key):tuple(o) for p,k in kept.items() for key,(_,*o) in k.best.items()}
-    return {at:o for at,o in best.items() if unpack_state(spec, o[0])[2] is not None}
+def last_states(records, spec, topic): # (partition, key, value) of the state topic, in order in each partition
+    "(partition, key) to value of states as a worker reads them; a forgotten patient has none"
+    kept = defaultdict(lambda: StateRecords(topic))
+    for p,key,raw in records: kept[p].add(key, raw)
+    best = {(p, key):raw for p,k in kept.items() for key,(_,raw) in k.best.items() if key}
+    return {at:raw for at,raw in best.items() if unpack_state(spec, raw)[2] is not None}
 
-def undisturbed(scorer, inputs, limit, seed=0): # limit: bytes of a message, the worker's; seed: of batch sizes
+def undisturbed(
+    scorer, inputs,
+    limit,           # Bytes of a message, the worker's
+    topic=TopicId(), # The input topic
+    seed=0,          # Of batch sizes
+):
     "Score input records, in order within each partition, without interruption; an `Undisturbed`"
-    run,patients,states = Undisturbed(), defaultdict(lambda: Patients(scorer.spec)), {}
+    run,states = Undisturbed(), {}
+    patients = defaultdict(lambda: Patients(scorer.spec, progress=Progress(topic)))
     rng,inputs = np.random.default_rng(seed), iter(inputs)
     while batch := list(itertools.islice(inputs, int(rng.integers(1, 3000)))):
         b = score_batch(scorer, patients, batch, limit)
@@ -46,8 +54,8 @@ def undisturbed(scorer, inputs, limit, seed=0): # limit: bytes of a message, the
         for name in 'outputs', 'alerts', 'dead':
             found = getattr(run, name)
             for p,key,value,*h in getattr(b, name): found[origin(value, *h)] = p, key, value, tuple(h[0]) if h else ()
-        states |= {(p, key):(p, key, raw, stamp) for p,key,raw,_,stamp in b.states(patients)}
-    run.states = last_states(states.values(), scorer.spec)
+        states |= {(p, key):(p, key, raw) for p,key,raw in b.states(patients)}
+    run.states,run.topic = last_states(states.values(), scorer.spec, topic), topic
     return run
 
 # %% ../../nbs/prove/30_audit.ipynb #fb88d513
@@ -108,7 +116,7 @@ class RunAudit:
 
 def audit_run(want, outputs, alerts, dead, states, committed, spec): # committed: input partition to offset
     "Compare the Kafka records of a run's topics with `want`, its `Undisturbed` run; a `RunAudit`"
-    got = last_states(((r.partition, r.key, r.value, r.timestamp) for r in states), spec)
+    got = last_states(((r.partition, r.key, r.value) for r in states), spec, want.topic)
     differ = sum(got.get(k) != want.states.get(k) for k in got.keys() | want.states)
     behind = sum(offset >= committed.get(p, 0) for p,offset in want.inputs)
     topics = (audit_topic(*o) for o in ((want.outputs, outputs), (want.alerts, alerts), (want.dead, dead)))

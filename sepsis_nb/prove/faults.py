@@ -18,7 +18,7 @@ from ..data import read
 from .audit import RunAudit, audit_run, differs_from_table, undisturbed
 from .harness import SUPERVISED, WORKER, Line, repeat_stays, rows_waiting, sending
 from ..stream.broker import Broker
-from ..stream.kafka import read_topic
+from ..stream.kafka import identify_topic, read_topic
 from ..worker import STATES_READ
 
 log = logging.getLogger(__name__)
@@ -223,7 +223,8 @@ def chaos(folder, store, data, faults, rows=150_000, rate=500, seed=0, cmd=WORKE
             line.until(lambda: line.committed() == line.ends(), 'the last commit')
         ends = line.finish()
         t,records = line.s.topics, lambda topic: read_topic(topic, line.s.kafka, timeout_s=60)
-        want = undisturbed(scorer, records(t.input), line.s.worker.max_message_kb*1024)
+        topic = identify_topic(line.s.kafka, t.input)
+        want = undisturbed(scorer, records(t.input), line.s.worker.max_message_kb*1024, topic)
         found = map(records, (t.output, t.alerts, t.dead_letter, t.state))
         audit = audit_run(want, *found, line.committed(), scorer.spec)
     answers = np.sort([*audit.outputs.when.values(), *audit.dead.when.values()])/1000

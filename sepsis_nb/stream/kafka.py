@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'tls_context', 'client_args', 'answers_kafka', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
-           'topic_ends', 'topic_offsets_at', 'read_topic', 'access_rules', 'grant']
+           'WrongTopic', 'identify_topic', 'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition',
+           'access_rules', 'grant']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, socket, ssl, struct, time
@@ -13,7 +14,10 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import (ACL, ACLFilter, ACLOperation, ACLPermissionType, ACLResourcePatternType,
     ConfigResource, KafkaAdminClient, ResourcePattern, ResourcePatternFilter, ResourceType)
 from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from kafka.partitioner.default import murmur2
+from uuid import UUID
 from ..settings import Kafka, Topics, Worker
+from .progress import TopicId
 
 # %% ../../nbs/stream/10_kafka.ipynb #67e2f01f
 log = logging.getLogger(__name__)
@@ -115,7 +119,8 @@ def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' o
     "Create the topics that are missing; `ValueError` names a topic that exists with another shape"
     names,keys = topics.names(), ('cleanup.policy', 'message.timestamp.type', 'max.message.bytes')
     compacted = {'cleanup.policy':'compact', 'max.compaction.lag.ms':'86400000'} # within a day; else maybe never
-    configs = {topics.state:compacted, topics.input:{'message.timestamp.type':'LogAppendTime'}}
+    configs = {t:{'message.timestamp.type':'LogAppendTime'} for t in names}
+    configs[topics.state] |= compacted
     with closing(admin_client(kafka)) as admin:
         there = set(admin.list_topics()) & set(names)
         want = {t:dict(num_partitions=topics.partitions, configs=configs.get(t, {})) for t in names if t not in there}
@@ -130,6 +135,19 @@ def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' o
         found = topic_configs(admin, sorted(there), keys) if there else {}
     for line in _topic_warnings(topics, found): log.warning(line)
     return {t:'exists' if t in there else 'created' for t in names}
+
+# %% ../../nbs/stream/10_kafka.ipynb #79583879
+class WrongTopic(RuntimeError): "A topic that would lose rows"
+def identify_topic(kafka:Kafka, name:str)->TopicId:
+    "The id and the partitions of an input topic; `ConnectionError`, `LookupError`: there is none; `WrongTopic`"
+    with closing(admin_client(kafka)) as admin:
+        found = admin.describe_topics([name])[0]
+        if code := found['error_code']: raise LookupError(f'topic {name} cannot be used: {for_code(code).__name__}')
+        try: policy = topic_configs(admin, [name], ['cleanup.policy'])[name].get('cleanup.policy', '')
+        except (KafkaError, PermissionError): policy = '' # this login may not look at it
+    if 'compact' in policy: raise WrongTopic(f'topic {name} has cleanup.policy={policy}, so Kafka keeps only the '
+        "last of a patient's rows; set it to delete, or name another topic in settings.ini [topics]")
+    return TopicId(UUID(str(found['topic_id'])).bytes, len(found['partitions']))
 
 # %% ../../nbs/stream/10_kafka.ipynb #a99bfd70
 @contextmanager
@@ -179,6 +197,11 @@ def read_topic(
             at = [f'partition {tp.partition} at offset {c.position(tp)} of {end}' for tp,end in ends.items()]
             raise TimeoutError(f'topic {topic}: nothing came from {kafka.bootstrap_servers} for {timeout_s:g} s; '
                 f"{', '.join(at)}. Look at the broker with `sepsis broker status` and read again.")
+
+# %% ../../nbs/stream/10_kafka.ipynb #d15410d5
+def default_partition(key:bytes, partitions:int)->int:
+    "Partition of a key by Kafka's default partitioner"
+    return (murmur2(key) & 0x7fffffff)%partitions
 
 # %% ../../nbs/stream/10_kafka.ipynb #9fbbe050
 def access_rules(topics:Topics, producer=(), worker=(), consumer=(), app_id:str=Worker.app_id)->list:
