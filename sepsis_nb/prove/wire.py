@@ -12,6 +12,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import for_code
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.util import calc_crc32c
+from concurrent.futures import ThreadPoolExecutor
 from ..settings import Kafka
 from ..stream.batches import HEAD
 from ..stream.kafka import client_args
@@ -56,4 +57,5 @@ async def _send(kafka, topic, partition, batches):
 
 def send_batches(kafka:Kafka, topic:str, partition:int, batches)->list: # batches: bytes, as from `raw_batch`
     "Send batches as they are; (error, offset of its first record) of each, 'NoError' if the broker took it"
-    return asyncio.run(_send(kafka, topic, partition, batches))
+    with ThreadPoolExecutor(1) as pool: # a notebook's own thread has a loop that runs
+        return pool.submit(asyncio.run, _send(kafka, topic, partition, batches)).result()

@@ -44,7 +44,7 @@ class TakenRecords(fetcher.PartitionRecords):
     "aiokafka's records of one partition, of which one fetch takes at most `MOST_TAKEN` bytes"
     def __iter__(self):
         left = MOST_TAKEN
-        for r in self._records_iterator:
+        for r in self._records_iterator or ():
             yield r
             left -= r.serialized_key_size+r.serialized_value_size+100*len(r.headers) # what a header takes in memory
             if left <= 0: return
