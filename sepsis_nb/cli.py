@@ -124,7 +124,7 @@ def _consume(topic, from_beginning, unique, most, timeout):
                 click.echo(printable((r.value or b'').decode('utf-8', 'backslashreplace')))
                 if n == most: break
         finally:
-            text = f'{outs.repeated} repeats left out, {outs.differing} of them not the same as the first'
+            text = f'{outs.repeated} repeats left out; {outs.differing} outputs of a row that had another one before'
             if unique: click.echo(text, err=True)
 
 # %% ../nbs/06_cli.ipynb #7e3ad6f0

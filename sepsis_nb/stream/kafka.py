@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'MOST_POLLED', 'tls_context', 'client_args', 'answers_kafka', 'admin_client', 'wait_for', 'topic_configs',
-           'create_topics', 'PolledRecords', 'open_consumer', 'topic_ends', 'topic_offsets_at', 'read_topic',
-           'access_rules', 'grant']
+           'create_topics', 'PolledRecords', 'open_consumer', 'readable', 'topic_ends', 'topic_offsets_at',
+           'read_topic', 'access_rules', 'grant']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, socket, ssl, struct, time
@@ -155,8 +155,8 @@ def open_consumer(kafka:Kafka, **kwargs)->KafkaConsumer:
     c._fetcher.PartitionRecords = type('Polled', (PolledRecords,), dict(suspects=set()))
     return c
 
-def _log_undecodable(records):
-    "The other records; a line in the log for each that stands for a batch"
+def readable(records):
+    "Records that hold what was sent; a line in the log for each that stands for a batch which cannot be read"
     for r in records:
         if not isinstance(r.value, Undecodable): yield r
         else: log.warning('skipped topic=%s partition=%d offsets=%d to %d reason=%s',
@@ -203,7 +203,7 @@ def read_topic(
         last = time.monotonic()
         while follow or any(c.position(tp) < end for tp,end in ends.items()):
             for tp,records in c.poll(timeout_ms=200).items():
-                if not undecodable: records = _log_undecodable(records)
+                if not undecodable: records = readable(records)
                 yield from (r for r in records if follow or r.offset < ends[tp])
                 last = time.monotonic() # after the yield: a slow caller is not a silent broker
             if timeout_s is None or time.monotonic()-last <= timeout_s: continue
