@@ -7,7 +7,7 @@ __all__ = ['MOST_UNPACKED', 'CODECS', 'HEAD', 'MOST_HEADERS', 'WRONG_CHECKSUM', 
            'Undecodable', 'plain', 'Batch', 'Batches']
 
 # %% ../../nbs/stream/13_batches.ipynb #3655cb99
-import cramjam, struct
+import cramjam, numpy as np, struct
 from fastcore.basics import patch
 from types import SimpleNamespace
 
@@ -38,18 +38,16 @@ def _unpack_snappy(packed, room):
     return n
 
 # %% ../../nbs/stream/13_batches.ipynb #d36cb970
-def unpack(codec:int, packed)->bytearray: # packed: bytes or memoryview, as they stand behind a batch's head
+def unpack(codec:int, packed)->memoryview: # packed: bytes or memoryview, as they stand behind a batch's head
     "Room for a head, then the unpacked records; `BadBatch` if they cannot be unpacked, or are too large"
     if not (name := CODECS.get(codec)): raise BadBatch(f'undecodable: unknown codec {codec}')
-    out = bytearray(HEAD.size+MOST_UNPACKED) # touched only as far as it is filled
-    with memoryview(out)[HEAD.size:] as room:
-        try: n = _unpack_snappy(packed, room) if codec == 2 else getattr(cramjam, name).decompress_into(packed, room)
-        except cramjam.DecompressionError as e:
-            if 'whole buffer' in str(e): raise _too_large() from None
-            raise BadBatch(f'undecodable: {name}: {e}') from None
-        except struct.error as e: raise BadBatch(f'undecodable: {name}: {e}') from None
-    del out[HEAD.size+n:]
-    return out
+    out = memoryview(np.empty(HEAD.size+MOST_UNPACKED, np.uint8)) # takes memory only as far as it is filled
+    room = out[HEAD.size:]
+    try: n = _unpack_snappy(packed, room) if codec == 2 else getattr(cramjam, name).decompress_into(packed, room)
+    except (cramjam.DecompressionError, struct.error) as e:
+        if 'whole buffer' in str(e): raise _too_large() from None
+        raise BadBatch(f'undecodable: {name}: {e}') from None
+    return out[:HEAD.size+n]
 
 # %% ../../nbs/stream/13_batches.ipynb #08dda8f0
 MOST_HEADERS = 1000 # of a record
@@ -91,10 +89,10 @@ def _stand_in(batch, first, reason):
 def plain(batch):
     "A `Batch` as the client's class, without compression; `BadBatch`, or an error of the client's"
     if batch.why: raise BadBatch(batch.why)
-    if not (codec := batch.attributes & 7):
+    if not batch.codec:
         check_headers(batch.raw, HEAD.size, batch.n)
         return batch.batch
-    out = unpack(codec, batch.raw[HEAD.size:])
+    out = unpack(batch.codec, batch.raw[HEAD.size:])
     check_headers(out, HEAD.size, batch.n)
     out[:HEAD.size] = batch.raw[:HEAD.size]
     out[22] &= ~7
@@ -109,12 +107,12 @@ class Batch:
         if len(raw) < HEAD.size or raw[16] != 2: # the client's class would read on behind the end
             self.why = f'undecodable: message format {raw[16]}'
             head = HEAD.pack(int.from_bytes(raw[:8], 'big', signed=True), 0, 0, 2, *[0]*9)
-        self.batch,(self.n,) = kind(head), _INT.unpack_from(head, HEAD.size-4)
+        self.batch = kind(head)
         if not (self.why or self.batch.validate_crc()): self.why = WRONG_CHECKSUM
-        self.last_offset = self.batch.base_offset+max(0, self.batch.last_offset_delta)
-        self.next_offset = self.last_offset+1
-    is_control_batch = property(lambda self: not self.why and self.batch.is_control_batch)
-    is_transactional = property(lambda self: not self.why and self.batch.is_transactional)
+        self.base_offset,_,_,_,_,flags,delta,*_,self.n = HEAD.unpack_from(head)
+        self.last_offset = self.base_offset+max(0, delta)
+        self.next_offset,self.codec = self.last_offset+1, flags & 7
+        self.is_control_batch,self.is_transactional = (not self.why and bool(flags & bit) for bit in (32, 16))
     def __getattr__(self, name): return getattr(self.batch, name)
     def __next__(self): return next(self.batch) # of a control batch
     def validate_crc(self): return True # done above
