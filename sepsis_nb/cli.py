@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 from .settings import find_settings, load_settings
+from .terminal import printable
 
 # %% ../nbs/06_cli.ipynb #cc372785
 def is_expected(e): # e: an exception
@@ -27,7 +28,7 @@ class Group(click.Group):
         try: return super().invoke(ctx)
         except Exception as e:
             if isinstance(e, own) or not is_expected(e): raise
-            raise click.ClickException(str(e)) from None
+            raise click.ClickException(printable(str(e))) from None
 
 # %% ../nbs/06_cli.ipynb #78c41905
 @click.group(cls=Group, context_settings=dict(help_option_names=['-h', '--help'], max_content_width=110))
@@ -120,10 +121,10 @@ def _consume(topic, from_beginning, unique, most, timeout):
         outs = Outputs(records)
         try:
             for n,r in enumerate((r for r,_ in outs.first_records()) if unique else records, 1):
-                click.echo((r.value or b'').decode('utf-8', 'backslashreplace'))
+                click.echo(printable((r.value or b'').decode('utf-8', 'backslashreplace')))
                 if n == most: break
         finally:
-            text = f'{outs.repeated} repeats left out, {outs.differing} of them not the same as the first'
+            text = f'{outs.repeated} repeats left out; {outs.differing} outputs of a row that had another one before'
             if unique: click.echo(text, err=True)
 
 # %% ../nbs/06_cli.ipynb #7e3ad6f0
@@ -340,9 +341,9 @@ def _doctor():
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
     for check in _java, _jars, _disk, _broker, _topics, _model:
-        try: click.echo(f'ok    {check.__name__[1:]}: {check(s)}')
+        try: click.echo(printable(f'ok    {check.__name__[1:]}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise
             missing += 1
-            click.echo(f'LACKS {check.__name__[1:]}: {e}')
+            click.echo(printable(f'LACKS {check.__name__[1:]}: {e}'))
     sys.exit(missing > 0)

@@ -21,6 +21,7 @@ from .data import encode, hours, messages, read
 from .rows.findings import findings, warn
 from .settings import Kafka, Topics
 from .stream.kafka import client_args, wait_for
+from .terminal import printable
 
 # %% ../nbs/03_producer.ipynb #fbfd9c66
 log = logging.getLogger(__name__)
@@ -235,7 +236,7 @@ def produce(
     df,due = schedule(df, speed, rate)
     echo('Patient data loaded and validated successfully.')
     bar = partial(tqdm, disable=True if quiet or verbose else None)
-    shown = (lambda text: echo(f'Sent: {text}')) if verbose else None
+    shown = (lambda text: echo(printable(f'Sent: {text}'))) if verbose else None
     with stop_on_signal() as stop:
         box = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s)
         echo(f"Streaming {len(df)} records to Kafka topic '{topic}'...")

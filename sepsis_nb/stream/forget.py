@@ -53,7 +53,7 @@ def forget(settings:Settings, patient:str, timeout_s:float=30., progress:bool=Fa
     for r in follow_topics(k, starts):
         if r and r.topic == t.state and r.key == key and r.value is None: out.cleared.add(r.partition)
         l = parse_letter(r, t.input) if r and r.topic == t.dead_letter else None
-        if l and out.requests.get(l.partition) == l.offset: out.answers[l.partition] = l.reason
+        if l and l.answers(l.partition, out.requests.get(l.partition, -1)): out.answers[l.partition] = l.reason
         if out.refused or out.done and set(out.answers) == set(out.requests) or time.monotonic() > until: return out
 
 # %% ../../nbs/stream/51_forget.ipynb #e8bf0e62

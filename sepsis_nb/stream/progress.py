@@ -34,6 +34,7 @@ class Progress:
         "Go on to a row; False if it is answered already"
         if offset < self.end: return False
         self.end,step,first = offset+1, stamp-self.stamp, self.stamp < 0
+        if stamp < 0: return True # a batch that cannot be read has none
         jump = not first and abs(step) > silence_ms//JUMP
         self.jumps += jump
         if step > 0 and not (first or jump): self.clock += step

@@ -7,16 +7,17 @@ __all__ = ['log', 'COPY_OF', 'Letter', 'ids_in_message', 'parse_letter', 'letter
            'plan_redrive', 'exclusive', 'put_back', 'Redriven', 'follow_topics', 'redrive']
 
 # %% ../../nbs/stream/50_redrive.ipynb #f3ab3cc2
-import logging, orjson, pandas as pd, time
+import logging, orjson, pandas as pd, re, time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fastcore.basics import chunked
-from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.errors import KafkaError
 from tqdm import tqdm
 from typing import NamedTuple
 from ..settings import Kafka, Settings
-from .kafka import client_args, read_topic, topic_ends
+from .kafka import client_args, open_consumer, read_topic, readable, topic_ends
+from ..terminal import printable
 
 # %% ../../nbs/stream/50_redrive.ipynb #134dc694
 log = logging.getLogger(__name__)
@@ -29,7 +30,11 @@ class Letter(NamedTuple):
     size:tuple         # Bytes of the row's key and value
     kept:tuple         # How many of them the letter holds
     mark:int           # Hash of what it holds
+    last:int|None      # Last offset, if it stands for a batch that cannot be read
     row = property(lambda self: (self.partition, self.offset))
+    def answers(self, partition, offset): # of a record of the input topic
+        "Whether it is the letter of that record"
+        return partition == self.partition and self.offset <= offset <= (self.last or self.offset)
     def stands_for(self, r): # r: record of the input topic at the letter's partition and offset
         "Whether the record is the letter's row; after a topic was made again it may be another one"
         key,value = r.key, r.value or b''
@@ -47,22 +52,26 @@ def ids_in_message(key, value)->frozenset: # bytes or None
 def parse_letter(r, topic:str)->Letter|None: # r: record of the dead-letter topic; topic: the input topic
     "The letter in a record; None if it is of no row of the input topic"
     h = {k:(v or b'').decode(errors='replace') for k,v in r.headers}
-    if h.get('topic') != topic or not all(h.get(k, '').isdigit() for k in ('partition', 'offset')): return
+    numbers = {k:int(v) for k,v in h.items() if re.fullmatch('[0-9]{1,19}', v)}
+    if h.get('topic') != topic or not {'partition', 'offset'} <= set(numbers): return
     kept = len(r.key or b''), len(r.value or b'')
-    size = tuple(int(h.get(k, n)) for k,n in zip(('key_length', 'length'), kept))
-    return Letter(int(h['partition']), int(h['offset']), h.get('reason', '').split(':')[0],
-                  ids_in_message(r.key, r.value), size, kept, hash((r.key, r.value or b'')))
+    size = tuple(numbers.get(k, n) for k,n in zip(('key_length', 'length'), kept))
+    slug = printable(h.get('reason', '').split(':')[0][:40])
+    return Letter(numbers['partition'], numbers['offset'], slug, ids_in_message(r.key, r.value), size, kept,
+                  hash((r.key, r.value or b'')), numbers.get('last_offset'))
 
 # %% ../../nbs/stream/50_redrive.ipynb #288da9ad
 COPY_OF = 'redriven' # header of a copy: partition/offset of the row that it repeats, in the same topic
 def letter_fates(letters:dict, records)->dict: # letters: row to `Letter`; records: of the input topic
-    "Row to 'ready', 'done' (put back before), 'gone' (no longer there) or 'request' (to forget a patient)"
-    fate,rows = dict.fromkeys(letters, 'gone'), {b'%d/%d' % row:row for row in letters}
+    "Row to 'ready', 'done' (put back before), 'gone' (no longer there), 'request' (to forget a patient), 'undecodable'"
+    fate = {row:'gone' if l.last is None else 'undecodable' for row,l in letters.items()}
+    rows,content = {b'%d/%d' % row:row for row in letters}, {}
     for r in records:
-        row = r.partition, r.offset
-        if row in letters and letters[row].stands_for(r): fate[row] = 'request' if r.value is None else 'ready'
+        row,held = (r.partition, r.offset), hash((r.key, r.value))
+        if fate.get(row) == 'gone' and letters[row].stands_for(r):
+            fate[row],content[row] = 'request' if r.value is None else 'ready',held
         first = rows.get(dict(r.headers).get(COPY_OF))
-        if first and fate[first] == 'ready': fate[first] = 'done'
+        if first and fate[first] == 'ready' and content[first] == held: fate[first] = 'done'
     return fate
 
 # %% ../../nbs/stream/50_redrive.ipynb #bdbca477
@@ -83,7 +92,8 @@ class RedrivePlan:
     patients = property(lambda self: frozenset().union(*(self.letters[row].patients for row in self.ready)))
     def table(self): # letters by reason and fate
         n = pd.crosstab([l.reason for l in self.letters.values()], list(self.fate.values()))
-        columns = [f for f in ('ready', 'done', 'gone', 'request') if f == 'ready' or f in n]
+        fates = 'ready', 'done', 'gone', 'request', 'undecodable'
+        columns = [f for f in fates if f == 'ready' or f in n]
         return n.reindex(columns=columns, fill_value=0).rename_axis(index='reason', columns=None)
 
 # %% ../../nbs/stream/50_redrive.ipynb #3f592750
@@ -107,8 +117,8 @@ def plan_redrive(settings:Settings, reasons=(), patient:str='', progress:bool=Fa
 def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=60.): # wait_s: a dead holder keeps it for ten
     "Only one process at a time in this block; yields a check. `RuntimeError`: another has the lock, or took it"
     first,until = TopicPartition(topic, 0), time.monotonic()+wait_s
-    c = KafkaConsumer(**client_args(kafka), group_id=group, enable_auto_commit=False, max_poll_records=1,
-                      session_timeout_ms=10_000, heartbeat_interval_ms=1000, max_poll_interval_ms=86_400_000)
+    c = open_consumer(kafka, group_id=group, max_poll_records=1, session_timeout_ms=10_000,
+                      heartbeat_interval_ms=1000, max_poll_interval_ms=86_400_000)
     def check_lock():
         try: c.commit({first:OffsetAndMetadata(0, '', -1)})
         except KafkaError as e: raise RuntimeError(
@@ -161,10 +171,11 @@ class Redriven:
 def follow_topics(kafka:Kafka, starts:dict): # Topic to {partition: offset}
     "New records of several topics, without end, and None when there are none for now"
     places = {TopicPartition(t, p):o for t,at in starts.items() for p,o in at.items()}
-    with closing(KafkaConsumer(**client_args(kafka), enable_auto_commit=False, max_poll_records=5000)) as c:
+    with closing(open_consumer(kafka)) as c:
         c.assign(list(places))
         for tp,o in places.items(): c.seek(tp, o)
-        while True: yield from [r for records in c.poll(timeout_ms=200).values() for r in records] or [None]
+        while True:
+            yield from [r for records in c.poll(timeout_ms=200).values() for r in readable(records)] or [None]
 
 def _await_answers(settings, out, starts, timeout_s):
     "Wait for an output or a dead letter of each copy of a `Redriven`, until none came for `timeout_s`"
@@ -172,13 +183,15 @@ def _await_answers(settings, out, starts, timeout_s):
     records = follow_topics(settings.kafka, starts)
     while missing and time.monotonic() < until:
         if not (r := next(records)): continue
-        if r.topic == t.output: source,answer = orjson.loads(r.value)['source'], 'scored'
-        elif l := parse_letter(r, t.input): source,answer = dict(l._asdict(), topic=t.input), f'dead again: {l.reason}'
-        else: continue
-        copy = source['partition'], source['offset']
-        if source['topic'] != t.input or copy not in missing: continue
-        missing.remove(copy)
-        out.answers[copy],until = answer, time.monotonic()+timeout_s
+        found = set()
+        if r.topic == t.output:
+            answer,source = 'scored',orjson.loads(r.value)['source']
+            if source['topic'] == t.input: found = {(source['partition'], source['offset'])} & missing
+        elif l := parse_letter(r, t.input):
+            answer,found = f'dead again: {l.reason}',{c for c in missing if l.answers(*c)}
+        missing -= found
+        out.answers |= dict.fromkeys(found, answer)
+        if found: until = time.monotonic()+timeout_s
 
 # %% ../../nbs/stream/50_redrive.ipynb #70b79adb
 def redrive(settings:Settings, reasons=(), patient:str='', timeout_s:float=60., progress:bool=False)->Redriven:

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from ..data import BadMessage, parse
 from ..model.scorer import Beds, Scorer
 from ..settings import Worker
+from .batches import Undecodable
 from .kafka import default_partition
 from .progress import PROGRESS_KEY
 from .states import NEVER, pack_state
+from ..terminal import printable
 
 # %% ../../nbs/stream/31_scoring.ipynb #aa53bbba
 MAX_ID = 200 # characters; an id is sent again as key and in the output
 def check_message(key, value, signals, limit:int)->tuple: # key, value: bytes or None; signals: names to read
     "(`Parsed`, list of reasons) of a message of at most `limit` bytes; `BadMessage`: why it is no row"
+    if isinstance(value, Undecodable): raise BadMessage(value.reason)
     size = len(key or b'')+len(value or b'')
     if size > limit: raise BadMessage(f'too-large: {size} bytes, at most {limit} are taken')
     try: row = parse(value, signals)
@@ -37,7 +40,9 @@ def dead_letter(m, reason:str, limit:int)->tuple: # m: Kafka message; limit: mos
     "(key, value, headers) of the dead letter of a message that cannot be used"
     key,value = m.key, m.value or b''
     if len(reason) > MOST_REASON: reason = reason[:MOST_REASON]+' …'
-    headers = dict(reason=reason, topic=m.topic, partition=m.partition, offset=m.offset)
+    headers = dict(reason=printable(reason), topic=m.topic, partition=m.partition, offset=m.offset)
+    if isinstance(value, Undecodable): headers |= dict(offset=value.first, last_offset=m.offset)
+    value = bytes(value) # no `Undecodable`
     if len(key or b'') > limit//2: headers['key_length'],key = len(key), key[:limit//2]
     room = limit-len(key or b'')
     if len(value) > room: headers['length'],value = len(value), value[:room]
@@ -50,11 +55,14 @@ def range_letter(topic:str, partition:int, first:int, last:int)->tuple: # offset
     return None, b'', [(k, str(v).encode()) for k,v in headers.items()]
 
 # %% ../../nbs/stream/31_scoring.ipynb #680a0b98
+_ONE_LINE = bytes.maketrans(b'\n\r', b'  ')
 def output_message(m, patient_id:str, p, scorer:Scorer, alert:bool, indeterminate:bool, reasons:list)->bytes:
     "JSON for the output topic: Kafka's message `m`, its (2,) probabilities `p`, and remarks on its quality"
+    raw = m.value.strip()
+    if b'\n' in raw or b'\r' in raw: raw = raw.translate(_ONE_LINE)
     return orjson.dumps({
         'patient_id':patient_id, 'prediction_probabilities':p.tolist(),
-        'original_data':orjson.Fragment(m.value.strip()),
+        'original_data':orjson.Fragment(raw),
         'source':{'topic':m.topic, 'partition':m.partition, 'offset':m.offset},
         'model':{'name':scorer.name, 'version':scorer.version, 'run_id':scorer.run_id},
         'threshold':scorer.threshold, 'alert':alert,
