@@ -171,7 +171,7 @@ def test_senders_and_topics_compress_as_they_like(kafka, store, tmp_path):
     rows,senders = held_out(), (*CODECS[1:4], None, 'gzip')
     with Operated(tmp_path, store) as line:
         t,p = line.s.topics, line.start()
-        for i,(sender,topic) in enumerate(zip(senders, CODECS)): # each with patients of its own, whose rows stay in order
+        for i,(sender,topic) in enumerate(zip(senders, CODECS)): # each with its own patients, in order
             line.admin.alter_configs([ConfigResource('topic', o, {'compression.type':topic}) for o in t.names()])
             part = rows[rows.patient_id.isin(rows.patient_id.unique()[i::len(CODECS)])]
             with KafkaProducer(**client_args(line.s.kafka), compression_type=sender) as producer:

@@ -1,6 +1,7 @@
 "The worker as an operator runs it: processes, signals, a real broker"
 import re, signal, socket, time
 import orjson, pytest
+from kafka.admin import ConfigResource
 from sepsis_nb import load_scorer
 from sepsis_nb.data import read
 from sepsis_nb.prove.harness import Line
@@ -165,11 +166,13 @@ WRONG = [
     (dict(SEPSIS_MODEL_URI='runs:/abc/LightGBM'), "model URI 'runs:/abc/LightGBM' cannot be fetched"),
     (dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'), 'store http://127.0.0.1:9: the server does not answer'),
     (dict(SEPSIS_TOPICS_INPUT='missing'), 'topics missing do not exist'),
+    ({}, 'has max.message.bytes=300000, and messages of up to 512 kB need 557056'),
     (dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS='127.0.0.1:9'), 'no Kafka can be used at 127.0.0.1:9'),
     (dict(SEPSIS_TOPICS_PARTITIONS='four'), "SEPSIS_TOPICS_PARTITIONS is 'four'")]
 
 def test_reports_what_is_wrong(line):
     "A worker that cannot start ends, and its log has the reason in one line"
+    line.admin.alter_configs([ConfigResource('topic', line.s.topics.alerts, {'max.message.bytes':'300000'})])
     for p,(env,reason) in [(line.start(**env), (env, reason)) for env,reason in WRONG]:
         assert p.wait(90) != 0, env
         text = p.log.read_text()

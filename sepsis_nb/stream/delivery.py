@@ -19,6 +19,7 @@ from ..settings import Kafka, Topics
 from .kafka import client_args, tls_context
 from .scoring import score_batch
 from .states import LaterVersion, StateRecords, restore
+from .transport import bound_fetches
 
 # %% ../../nbs/stream/32_delivery.ipynb #b8ea61e7
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ async def read_states(kafka:Kafka, topics:Topics, partitions:set)->tuple:
     c = AIOKafkaConsumer(**client_args(kafka), enable_auto_commit=False, auto_offset_reset='earliest',
                          fetch_max_wait_ms=20) # by default the last two requests wait 500 ms in vain
     await c.start()
+    bound_fetches(c)
     try:
         c.assign(tps)
         ends,found,last = await c.end_offsets(tps), {p:StateRecords() for p in partitions}, time.monotonic()

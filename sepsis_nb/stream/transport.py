@@ -15,8 +15,8 @@ from fastcore.basics import patch
 from functools import partial
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
-from .batches import Batches
 from types import FunctionType, MethodType
+from .batches import Batches
 
 # %% ../../nbs/stream/20_transport.ipynb #76933fe2
 @dataclass
