@@ -18,6 +18,7 @@ from .model.scorer import Scorer
 from .settings import Settings, load_settings
 from .stream.delivery import (Delivery, Pipeline, absent_signals_line, check_topics, counts_line,
     end_on_error, end_process, faust_credentials)
+from .stream.kafka import check_sizes
 from .stream.transport import Transport, Whole
 from .stream.watch import Watch
 
@@ -85,12 +86,15 @@ class SepsisApp(faust.App):
 @patch
 async def on_start(self:SepsisApp):
     s = self.sepsis
-    try: scorer = await asyncio.get_running_loop().run_in_executor(None, warm_scorer, s)
+    loop = asyncio.get_running_loop()
+    try: scorer = await loop.run_in_executor(None, warm_scorer, s)
     except StoreAway as e: end_process(os.EX_UNAVAILABLE, f'no model yet: {e}')
     except (RegistryError, ImportError, OSError) as e: end_process(os.EX_CONFIG, f'no model: {e}')
     log.info('model fits %s', scorer)
     if scorer.policy.never: log.warning('model alerts on nothing: %s', scorer.policy.why)
-    try: await check_topics(s.kafka, s.topics)
+    try:
+        await check_topics(s.kafka, s.topics)
+        await loop.run_in_executor(None, check_sizes, s.kafka, s.topics, s.worker.max_message_kb)
     except OSError as e: end_process(os.EX_UNAVAILABLE, str(e))
     except (LookupError, ValueError) as e: end_process(os.EX_CONFIG, str(e))
     self.pipeline = Pipeline(s, scorer, Delivery(s.kafka))

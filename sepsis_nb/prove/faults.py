@@ -224,7 +224,8 @@ def chaos(folder, store, data, faults, rows=150_000, rate=500, seed=0, cmd=WORKE
         ends = line.finish()
         t,records = line.s.topics, lambda topic: read_topic(topic, line.s.kafka, timeout_s=60)
         topic = identify_topic(line.s.kafka, t.input)
-        want = undisturbed(scorer, records(t.input), line.s.worker.max_message_kb*1024, topic)
+        sent_as = read_topic(t.input, line.s.kafka, timeout_s=60, undecodable=True)
+        want = undisturbed(scorer, sent_as, line.s.worker.max_message_kb*1024, topic)
         found = map(records, (t.output, t.alerts, t.dead_letter, t.state))
         audit = audit_run(want, *found, line.committed(), scorer.spec)
     answers = np.sort([*audit.outputs.when.values(), *audit.dead.when.values()])/1000

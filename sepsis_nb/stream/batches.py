@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_UNPACKED', 'CODECS', 'HEAD', 'MOST_HEADERS', 'WRONG_CHECKSUM', 'BadBatch', 'unpack', 'check_headers',
-           'Undecodable', 'plain', 'Batch', 'Batches']
+           'Undecodable', 'plain', 'PackedBatch', 'Batches']
 
 # %% ../../nbs/stream/13_batches.ipynb #3655cb99
 import cramjam, numpy as np, struct
@@ -87,7 +87,7 @@ def _stand_in(batch, first, reason):
 
 # %% ../../nbs/stream/13_batches.ipynb #b66479d8
 def plain(batch):
-    "A `Batch` as the client's class, without compression; `BadBatch`, or an error of the client's"
+    "A `PackedBatch` as the client's class, without compression; `BadBatch`, or an error of the client's"
     if batch.why: raise BadBatch(batch.why)
     if not batch.codec:
         check_headers(batch.raw, HEAD.size, batch.n)
@@ -100,7 +100,7 @@ def plain(batch):
 
 # %% ../../nbs/stream/13_batches.ipynb #8712eefd
 WRONG_CHECKSUM = 'undecodable: wrong checksum'
-class Batch:
+class PackedBatch:
     "A batch as the client's class `kind` reads it, but iterating over it never raises"
     def __init__(self, kind, raw): # raw: memoryview of at least 17 bytes
         self.kind,self.raw,self.why,head = kind,raw,'',raw
@@ -119,7 +119,7 @@ class Batch:
 
 # %% ../../nbs/stream/13_batches.ipynb #76504a69
 @patch
-def __iter__(self:Batch):
+def __iter__(self:PackedBatch):
     first = self.base_offset
     gaps = self.n < self.next_offset-first # only compaction leaves some
     try:
@@ -149,7 +149,7 @@ class Batches:
         raw = self.raw[self.at:]
         end = 12+_INT.unpack_from(raw, 8)[0] if len(raw) > 16 else 0
         if not 16 < end <= len(raw): return # Kafka cuts off the last one where the fetch is full
-        b = Batch(self.kind, raw[:end])
+        b = PackedBatch(self.kind, raw[:end])
         if b.why == WRONG_CHECKSUM and (mark := (b.base_offset, b.crc)) not in self.suspects:
             self.suspects.add(mark)
             self.raw = self.raw[:self.at]

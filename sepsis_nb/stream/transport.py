@@ -15,8 +15,9 @@ from fastcore.basics import patch
 from functools import partial
 from faust.transport.drivers import aiokafka as driver
 from faust.types.tuples import ConsumerMessage
-from .batches import Batches
 from types import FunctionType, MethodType
+from .batches import Batches
+from .kafka import COMMITTED
 
 # %% ../../nbs/stream/20_transport.ipynb #76933fe2
 @dataclass
@@ -61,7 +62,7 @@ class FetchThread(driver.AIOKafkaConsumerThread):
     positions = {} # Partition as Kafka's `TopicPartition` to its next offset
     def _create_worker_consumer(self, transport):
         consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = 'read_committed'
+        consumer._isolation_level = COMMITTED
         return consumer
     async def _fetch_records(self, consumer, active_partitions, timeout=None, max_records=None):
         records = await super()._fetch_records(consumer, active_partitions, timeout, max_records)

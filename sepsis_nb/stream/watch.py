@@ -8,8 +8,8 @@ __all__ = ['log', 'Standstill', 'Watch']
 # %% ../../nbs/stream/33_watch.ipynb #9aad80b8
 import kafka as kafka_python, logging, os, threading, time
 from fastcore.basics import patch
-from .delivery import COMMITTED, end_process
-from .kafka import WrongTopic, client_args, identify_topic
+from .delivery import end_process
+from .kafka import COMMITTED, WrongTopic, client_args, identify_topic
 
 # %% ../../nbs/stream/33_watch.ipynb #53e5ed00
 class Standstill:
