@@ -257,12 +257,13 @@ def _message_hours(v):
 
 # %% ../nbs/00_data.ipynb #e150f8f6
 MOST_DEPTH = 64 # levels of a message's JSON
+_COLON,_BRACKET,_BACKSLASH = b':[\\' # as numbers, which are found in a tenth of the time
 _RUNS,_LONG = bytes(48 if 48 <= i < 58 else 32 for i in range(256)), b'0'*19 # digits to 0, the rest to spaces
 def _is_plain(raw, obj):
     "Whether the bytes of a JSON object show that nothing is nested, no name stands twice and no number is long"
     t = obj.get('time')
-    colons = raw.count(b':')-(t.count(':') if type(t) is str else 0)
-    return colons == len(obj) and b'[' not in raw and b'\\' not in raw and _LONG not in raw.translate(_RUNS)
+    colons = raw.count(_COLON)-(t.count(':') if type(t) is str else 0)
+    return colons == len(obj) and _BRACKET not in raw and _BACKSLASH not in raw and _LONG not in raw.translate(_RUNS)
 
 def _check_depth(obj):
     level = [obj]

@@ -113,6 +113,9 @@ def _topic_warnings(topics, configs):
     if (got := config(topics.input, 'message.timestamp.type', 'LogAppendTime')) != 'LogAppendTime': yield (
         f"topic {topics.input} has message.timestamp.type={got}, so it has the senders' clocks, and a patient who left "
         f"may be kept for longer; better: {alter(topics.input, 'message.timestamp.type', 'LogAppendTime')}")
+    if (got := config(topics.input, 'compression.type', 'producer')) != 'producer': yield (
+        f'topic {topics.input} has compression.type={got}, so the broker unpacks what is sent to it, and a few kB can '
+        f"take all of its memory; better: {alter(topics.input, 'compression.type', 'producer')}")
     for t in topics.names():
         n = int(config(t, 'max.message.bytes', _MEGABYTE))
         if n < _MEGABYTE and t != topics.input: yield (
@@ -122,7 +125,8 @@ def _topic_warnings(topics, configs):
 # %% ../../nbs/stream/10_kafka.ipynb #ef05855d
 def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' or 'exists'
     "Create the topics that are missing; `ValueError` names a topic that exists with another shape"
-    names,keys = topics.names(), ('cleanup.policy', 'message.timestamp.type', 'max.message.bytes')
+    names = topics.names()
+    keys = 'cleanup.policy', 'message.timestamp.type', 'max.message.bytes', 'compression.type'
     compacted = {'cleanup.policy':'compact', 'max.compaction.lag.ms':'86400000'} # within a day; else maybe never
     configs = {t:{'message.timestamp.type':'LogAppendTime'} for t in names}
     configs[topics.state] |= compacted
