@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
-from .. import __version__
 from .registry import RegistryError
 from .stays import Stays, sample_weights
 
@@ -149,7 +148,8 @@ def versions()->str:
         try: return metadata.version(o)
         except metadata.PackageNotFoundError: return '-'
     packages = sorted({'numpy', *(r for k in KINDS.values() for r in k.requirements)})
-    known = {'python':platform.python_version(), 'sepsis-nb':__version__} | {o:version(o) for o in packages}
+    known = {'python':platform.python_version(), 'sepsis-nb':import_module('sepsis_nb').__version__}
+    known |= {o:version(o) for o in packages}
     return ' '.join(f'{k}={v}' for k,v in known.items())
 
 class _Kinds(dict):

@@ -82,7 +82,7 @@ def _child():
     o = json.loads(sys.argv[1])
     out,silent = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     for fd in 1, 2: os.dup2(silent, fd) # the libraries write there, too
-    signal.alarm(o['wall_s']) # also when the parent is gone
+    signal.setitimer(signal.ITIMER_REAL, o['wall_s']) # also when the parent is gone
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (o['cpu_s'], o['cpu_s']+5))
     resource.setrlimit(resource.RLIMIT_AS, (int(o['memory_gb']*1e9),)*2)

@@ -55,10 +55,12 @@ def check_store(uri:str, create:bool=False): # uri: MLflow's tracking URI; creat
 
 # %% ../../nbs/model/61_registry.ipynb #eb4c35b3
 QUIET = dict(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR='false', MLFLOW_DISABLE_TELEMETRY='true',
-             MLFLOW_HTTP_REQUEST_TIMEOUT='20', MLFLOW_HTTP_REQUEST_MAX_RETRIES='2') # 20 s; by default up to 16 min
+             MLFLOW_HTTP_REQUEST_TIMEOUT='20', MLFLOW_HTTP_REQUEST_MAX_RETRIES='2', # 20 s; by default up to 16 min
+             PGCONNECT_TIMEOUT='10') # s; by default for ever
 _DRIVERS = dict(psycopg='sepsis-nb[postgres]', psycopg2='psycopg2-binary', MySQLdb='mysqlclient', pymysql='pymysql',
                 pyodbc='pyodbc', pymssql='pymssql') # module to what pip installs
-_REFUSED = re.compile('authentication|password|denied|does not exist|unknown database|unable to open', re.I)
+_REFUSED = re.compile('authentication|password|denied|does not exist|unknown database|unable to open|no such table',
+                      re.I)
 _AWAY = re.compile('locked|timed? ?out|retries exceeded|refused|reset|aborted|closed|resolve|starting up|shutting down|'
                    "too many|can't connect|could not connect", re.I)
 
@@ -69,7 +71,8 @@ def _store_error(uri, e):
     library,text = type(e).__module__.partition('.')[0], (str(e).splitlines() or [''])[0][:300]
     if library not in ('mlflow', 'sqlalchemy', 'alembic'): return
     status = e.get_http_status_code() if hasattr(e, 'get_http_status_code') else 0
-    away = status >= 502 or status == 429 or _AWAY.search(text) and not _REFUSED.search(text)
+    away = _AWAY.search(text) or type(e).__name__ == 'OperationalError' # of a database driver
+    away = status >= 502 or status == 429 or away and not _REFUSED.search(text)
     return (StoreAway if away else RegistryError)(f'MLflow store {uri}: {text}')
 
 # %% ../../nbs/model/61_registry.ipynb #cad3d16b
@@ -80,7 +83,7 @@ def at_store(uri:str, create:bool=False): # as for `check_store`
     mine = {k:v for k,v in QUIET.items() if k not in os.environ}
     os.environ |= mine
     import mlflow
-    for o in ('mlflow.store.db.utils', 'alembic'): logging.getLogger(o).setLevel(logging.ERROR)
+    for o in ('mlflow.store.db.utils', 'alembic'): logging.getLogger(o).setLevel(logging.CRITICAL) # we report it
     try:
         if not uri.startswith('http'):
             from mlflow.store.db import utils
@@ -197,7 +200,7 @@ def _version(store, name, alias, version):
     "(version, source, run id) of a registered model; `RegistryError` if the store has none"
     query = ('SELECT version, source, run_id FROM model_versions WHERE name=? AND version=coalesce(?, '
              '(SELECT version FROM registered_model_aliases WHERE name=? AND alias=?))')
-    if found := _rows(store, query, (name, version, name, alias)): return found[0]
+    if found := _rows(store, query, (name, version, name, alias)): return *found[0][:2], found[0][2] or ''
     with at_store(store) as client:
         v = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
         return v.version, v.source, v.run_id
