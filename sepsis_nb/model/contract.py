@@ -90,6 +90,7 @@ _MOST = 10_000 # features of a spec
 _NAME,_RISK,_VALUE = _text(200), _number(0, 1), _number(-1e300, 1e300)
 _OBJECT = _Field(lambda v: type(v) is dict, 'an object')
 _OF_FEATURE = _Field(lambda v: type(v) in (str, int), 'text and whole numbers')
+_PAIR = _Field(lambda v: type(v) is list and len(v) == 2 and all(map(_VALUE.fits, v)), 'two numbers')
 _HEAD = dict(format=_optional(_WHOLE), name=_NAME, spec_hash=_text(64), features=_listed(_NAME, _MOST))
 _TERMS = _HEAD | dict(spec=_OBJECT, threshold=_number(1e-9, 2), classes=_listed(_WHOLE, 100), needs_scaler=_YES_NO,
     scaler_uri=_text(1000), calibration=_or_null(_OBJECT), policy=_or_null(_OBJECT), support=_or_null(_OBJECT),
@@ -104,7 +105,7 @@ _PARTS = dict(
                 evidence=_table(_or_null(_VALUE), 100), why=_text()),
     support=dict(names=_listed(_NAME, _MOST), lo=_listed(_VALUE, _MOST), hi=_listed(_VALUE, _MOST), cut=_WHOLE,
                  epsilon=_RISK, patients=_WHOLE),
-    reference=dict(features=_table(_listed(_VALUE, 2), _MOST), risk=_listed(_RISK, 48)))
+    reference=dict(features=_table(_PAIR, _MOST), risk=_listed(_RISK, 48)))
 
 # %% ../../nbs/model/60_contract.ipynb #29f3a33d
 _BEFORE = 'calibration', 'policy', 'support', 'reference' # what contracts without a format may lack
