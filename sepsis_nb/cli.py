@@ -180,7 +180,7 @@ def _worker(once, child):
     if not (once or child): sys.exit(supervise_worker(s.worker.stop_s))
     from sepsis_nb.worker import run_worker
     if not child: return run_worker(s)
-    as_child(lambda: run_worker(s))
+    as_child(lambda: run_worker(s, supervised=True))
 
 # %% ../nbs/06_cli.ipynb #67db1c8f
 @add_command(main, 'redrive', 'sepsis redrive --reason too-large --yes')
@@ -331,8 +331,13 @@ def _topics(s):
     from sepsis_nb.stream.kafka import topic_ends
     return ', '.join(f'{t} ({len(topic_ends(t, s.kafka))} partitions)' for t in s.topics.names())
 def _model(s):
+    from sepsis_nb.model.follow import running
     from sepsis_nb.model.load import load_scorer
-    return str(load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache))
+    m = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
+    other = [o for o in running(s.work) if (o['version'], o['run_id']) != (m.version, m.run_id)]
+    lines = [f"\n      worker {o['pid']} scores with {o['name']} version {o['version'] or '-'} of run {o['run_id']}; "
+             f'{s.model.uri} names another one now: restart it' for o in other]
+    return ''.join((str(m), *lines))
 
 # %% ../nbs/06_cli.ipynb #740c51ac
 @add_command(main, 'doctor', 'sepsis doctor')

@@ -1,10 +1,11 @@
 "The worker as an operator runs it: processes, signals, a real broker"
-import re, signal, socket, time
+import os, re, shutil, signal, socket, time
 import orjson, pytest
 from kafka.admin import ConfigResource
-from sepsis_nb import load_scorer
+from sepsis_nb import cli, load_scorer
 from sepsis_nb.data import read
-from sepsis_nb.prove.harness import Line
+from sepsis_nb.model.registry import at_store
+from sepsis_nb.prove.harness import SUPERVISED, Line
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
 from sepsis_nb.stream.kafka import read_topic
@@ -160,6 +161,40 @@ def test_another_model_continues_the_stream(line, store, rows):
     outputs = [o for o in read_outputs(line.s.topics.output, line.s.kafka) if o['patient_id'] in set(ids[40:])]
     check_rows(outputs, new[:300], load_scorer(*uris.values(), store.uri, store.cache))
     assert outputs[0]['model'] == {'name':'RandomForest', 'version':'', 'run_id':store.forest.split('/')[1]}
+
+def test_the_alias_moves(store, rows, tmp_path):
+    """`follow = off` says it, and a crash keeps the version; an operator's restart takes the new one, and says so.
+    `restart` starts again by itself; no row is lost or answered in two ways"""
+    uri,champion = f'sqlite:///{tmp_path}/mlflow.db', 'models:/sepsis@champion'
+    shutil.copy(store.uri.removeprefix('sqlite:///'), tmp_path)
+    with at_store(uri) as client: # the same model as version 2
+        client.copy_model_version('models:/sepsis/1', 'sepsis')
+    def move(version):
+        with at_store(uri) as client: client.set_registered_model_alias('sepsis', 'champion', version)
+    rows,fits = rows[:600], 'model fits model=sepsis version={} '.format
+    with Line(tmp_path/'line', SUPERVISED, **store.env | dict(SEPSIS_MLFLOW_TRACKING_URI=uri)) as line:
+        line.restarts = True
+        p = line.start()
+        line.send(rows[:200])
+        line.wait(200)
+        move('2')
+        line.wait_log(f'{champion} names version 2 of run')
+        doctor = cli._model(line.s)
+        assert re.search(r'scores with sepsis version 1 of run .* names another one now', doctor), doctor
+        p.children()[0].kill()
+        line.wait_log(fits(1), 2) # what it had
+        line.stop(p)
+        p = line.start(SEPSIS_MODEL_FOLLOW='restart')
+        line.wait_log('before this start it was version 1 of run')
+        line.send(rows[200:400])
+        line.wait(400)
+        move('1')
+        line.wait_log('model moved: ending, to be started again with version 1')
+        line.send(rows[400:])
+        line.wait(600)
+        assert line.stop(p) == 0 and f'ended code={os.EX_TEMPFAIL}' in line.text()
+        versions = [o['model']['version'] for o in check_line(line, rows, store.scorer())]
+        assert {v:versions.count(v) for v in '12'} == {'1':400, '2':200}
 
 WRONG = [
     (dict(SEPSIS_MODEL_URI='models:/sepsis/99'), "model URI 'models:/sepsis/99' cannot be found"),

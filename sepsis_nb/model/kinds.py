@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRUSTED', 'KINDS', 'log', 'ModelKind', 'two_columns', 'predict_both', 'raw_risk', 'model_columns', 'mean_booster',
-           'read_skops', 'sklearn_kind', 'log_fitted', 'candidates', 'ConstantModel', 'fit_model', 'fit_bag',
-           'in_threads']
+           'read_skops', 'sklearn_kind', 'versions', 'log_fitted', 'candidates', 'ConstantModel', 'fit_model',
+           'fit_bag', 'in_threads']
 
 # %% ../../nbs/model/20_kinds.ipynb #d6ba2b0a
-import logging, numpy as np, re
+import logging, numpy as np, platform, re
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
@@ -141,6 +141,17 @@ _XGBOOST = ModelKind('XGBoost', 'xgboost.XGBClassifier', ('xgboost-cpu',), _read
     log_args=dict(model_format='json'), contributions=_xgboost_contributions)
 
 # %% ../../nbs/model/20_kinds.ipynb #kinds_code
+def versions()->str:
+    "Versions of what reads a model's files, as text: files that were read with them once are read again"
+    from importlib import metadata
+    def version(o):
+        try: return metadata.version(o)
+        except metadata.PackageNotFoundError: return '-'
+    packages = sorted({'numpy', *(r for k in KINDS.values() for r in k.requirements)})
+    known = {'python':platform.python_version(), 'sepsis-nb':import_module('sepsis_nb').__version__}
+    known |= {o:version(o) for o in packages}
+    return ' '.join(f'{k}={v}' for k,v in known.items())
+
 class _Kinds(dict):
     def __missing__(self, name): raise ValueError(f"unknown kind of model '{name}'; known are {', '.join(self)}")
 KINDS = _Kinds({o.name:o for o in (_LIGHTGBM, _FOREST, _XGBOOST)})

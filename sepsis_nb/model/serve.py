@@ -9,7 +9,7 @@ __all__ = ['ANSWER', 'RowsModel']
 import pandas as pd, yaml
 from pathlib import Path
 from ..data import tidy
-from .load import folder_scorer
+from .load import folder_scorer, scaler_of
 from .registry import Ref
 from ..rows.signals import KNOWN
 from ..settings import load_settings
@@ -31,4 +31,5 @@ class RowsModel:
 def _load_pyfunc(path): # path: folder of the model; the name is MLflow's
     terms,s = yaml.safe_load((Path(path)/'MLmodel').read_text()), load_settings()
     ref = Ref(str(path), '', str(path), 'sepsis', '', terms.get('run_id') or '')
-    return RowsModel(folder_scorer(Path(path), ref, '', s.tracking_uri, s.cache))
+    with scaler_of(Path(path), '', s.tracking_uri, s.cache) as (_,scaler):
+        return RowsModel(folder_scorer(Path(path), ref, scaler, s.tracking_uri))
