@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from faust.auth import SASLCredentials, SSLCredentials
 from ..features import FeatureSpec
 from ..settings import Kafka, Topics
-from .kafka import client_args, tls_context
+from .connect import client_args, tls_context
 from .scoring import score_batch
 from .states import LaterVersion, StateRecords, restore
 
