@@ -170,7 +170,7 @@ def test_the_line_runs_with_just_its_rights(line, safe, rows, way):
 
 WRONG = dict(SEPSIS_KAFKA_SASL_PASSWORD='hunter2-wrong', SEPSIS_KAFKA_SASL_PASSWORD_FILE='')
 FAILURES = dict(
-    wrong=(WRONG, 'no Kafka can be used'),
+    wrong=(WRONG, 'it refuses sasl_username or its password'),
     twice=(dict(SEPSIS_KAFKA_SASL_PASSWORD='hunter2-twice'), 'both give the secret'),
     address=(dict(SEPSIS_MLFLOW_TRACKING_URI='http://u:hunter2@127.0.0.1:9'), 'MLFLOW_TRACKING_PASSWORD'))
 

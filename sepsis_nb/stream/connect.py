@@ -6,7 +6,7 @@
 __all__ = ['tls_context', 'client_args', 'Refused', 'answers_kafka', 'check_address']
 
 # %% ../../nbs/stream/09_connect.ipynb #0fd27e37
-import socket, ssl, struct
+import os, socket, ssl, struct
 from contextlib import closing, suppress
 from kafka.net.sasl import get_sasl_mechanism
 from ..settings import Kafka
@@ -36,6 +36,7 @@ def client_args(kafka:Kafka)->dict:
 # %% ../../nbs/stream/09_connect.ipynb #06bc8508
 class Refused(ConnectionError):
     "A Kafka refuses this client until somebody changes a setting, a certificate or a right"
+    exit_with = os.EX_CONFIG # of a worker
 
 def _ask(s, key, version, body=b''): # s: socket; key, version: of the request
     "Send one of Kafka's requests; the body of the answer, `EOFError` without an answer of Kafka's"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'admin_client', 'wait_for', 'topic_configs', 'create_topics', 'topic_ends', 'topic_offsets_at', 'read_topic',
-           'access_rules', 'grant']
+           'access_rules', 'grant', 'worker_topics']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, time
@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import (ACL, ACLFilter, ACLOperation, ACLPermissionType, ACLResourcePatternType,
     ConfigResource, KafkaAdminClient, ResourcePattern, ResourcePatternFilter, ResourceType)
-from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 from ..settings import Kafka, Topics, Worker
 from .connect import Refused, check_address, client_args
 
@@ -28,6 +28,13 @@ def _check_advertised(kafka, admin):
                f'machine that fails: {e}. Fix advertised.listeners of that broker, or the network.')
         if len(wrong) == len(brokers): raise type(e)(why)
         log.warning(why)
+
+# %% ../../nbs/stream/10_kafka.ipynb #67d7999b
+def _check_rights(topic, kafka):
+    "`Refused` if a login may not see a topic, which to most clients looks like a topic that does not exist"
+    with closing(admin_client(kafka)) as admin: found, = admin.describe_topics([topic])
+    if issubclass(for_code(found['error_code']), AuthorizationError): raise Refused(
+        f"topic '{topic}' at {kafka.bootstrap_servers} may not be read with this login; see `sepsis topics grant`")
 
 # %% ../../nbs/stream/10_kafka.ipynb #98317b3d
 log = logging.getLogger(__name__)
@@ -124,13 +131,14 @@ def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' o
 # %% ../../nbs/stream/10_kafka.ipynb #a99bfd70
 @contextmanager
 def _consumer(topic, kafka):
-    "A consumer without a group, assigned to all partitions; `LookupError` lists the topics that exist"
+    "A consumer without a group, assigned to all partitions; `LookupError` lists the topics, `Refused`: not this one"
     wait_for(kafka)
     with closing(KafkaConsumer(**client_args(kafka), enable_auto_commit=False, auto_offset_reset='earliest',
                                allow_auto_create_topics=False, max_poll_records=5000)) as c:
-        if not (found := c.partitions_for_topic(topic)): raise LookupError(
-            f"topic '{topic}' does not exist at {kafka.bootstrap_servers}, or may not be read with this login; "
-            f"there are {', '.join(sorted(c.topics())) or 'none'}. Create the topics with `sepsis topics create`.")
+        if not (found := c.partitions_for_topic(topic)):
+            _check_rights(topic, kafka)
+            raise LookupError(f"topic '{topic}' does not exist at {kafka.bootstrap_servers}; there are "
+                f"{', '.join(sorted(c.topics())) or 'none'}. Create the topics with `sepsis topics create`.")
         c.assign([TopicPartition(topic, p) for p in sorted(found)])
         yield c
 
@@ -179,6 +187,7 @@ def access_rules(topics:Topics, producer=(), worker=(), consumer=(), app_id:str=
     for p in producer: allow(p, 'WRITE', t.input)
     for p in worker:
         allow(p, 'READ', t.input, t.state)
+        allow(p, 'DESCRIBE_CONFIGS', t.input, t.state) # compacted, or not
         allow(p, 'READ', app_id, kind='group')
         allow(p, 'WRITE', t.state, t.output, t.alerts, t.dead_letter)
     for p in consumer:
@@ -218,3 +227,39 @@ def grant(kafka:Kafka, topics:Topics, *args, **kwargs)->tuple: # (rules, other r
         def rules(): return set(map(_from_acl, admin.describe_acls(allowing)[0]))
         while not set(want) <= (found := rules()): time.sleep(.05) # a cluster applies rules a moment later
     return want, sorted(r for r in found-set(want) if r[0] in who | {'User:*'})
+
+# %% ../../nbs/stream/10_kafka.ipynb #28ca93a4
+def _usable(t, needs): # t: of `describe_topics`; needs: names of operations
+    "Number of partitions of a topic; `Refused`: a right is missing, `ConnectionError`: it cannot be used yet"
+    name,may,code = t['name'],t['authorized_operations'],t['error_code']
+    if issubclass(for_code(code), AuthorizationError): raise Refused(
+        f'topic {name} may not be used with this login; see `sepsis topics grant`')
+    if code == UnknownTopicOrPartitionError.errno: return 0
+    bad = [for_code(p['error_code']).__name__ for p in t['partitions'] if p['error_code'] or p['leader_id'] < 0]
+    if code or bad: raise ConnectionError(f'topic {name} cannot be used yet: {(bad or [for_code(code).__name__])[0]}')
+    if may is not None and (lack := needs-set(may)): raise Refused(
+        f'topic {name}: this login may not {" and not ".join(sorted(lack))}; see `sepsis topics grant`')
+    return len(t['partitions'])
+
+def worker_topics(kafka:Kafka, topics:Topics, app_id:str=Worker.app_id, wait_s:float=10.)->dict: # Topic to partitions
+    "What a worker uses; `LookupError`: topics are missing, `Refused`: a right is, `ConnectionError`: no Kafka yet"
+    rules,until = access_rules(topics, worker=['User:worker'], app_id=app_id), time.monotonic()+wait_s
+    needs = {t:{op for _,op,_,name in rules if name == t} & {'READ', 'WRITE'} for t in topics.names()}
+    with closing(admin_client(kafka)) as admin:
+        _check_group(admin, app_id)
+        while True:
+            try:
+                n = {t['name']:_usable(t, needs[t['name']]) for t in admin.describe_topics(topics.names())}
+                if gone := [t for t,k in n.items() if not k]: raise LookupError(f'topics {", ".join(gone)} '
+                    f'do not exist at {kafka.bootstrap_servers}; create them with `sepsis topics create`')
+                return n
+            except Refused: raise
+            except (ConnectionError, LookupError):
+                if time.monotonic() > until: raise
+            time.sleep(.3)
+
+def _check_group(admin, app_id):
+    try: admin.describe_groups([app_id])
+    except AuthorizationError: raise Refused(f'this login may not use the consumer group {app_id} ([worker] app_id); '
+        'see `sepsis topics grant`') from None
+    except KafkaError: pass # it has no coordinator yet
