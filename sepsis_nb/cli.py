@@ -35,6 +35,7 @@ class Group(click.Group):
 @click.version_option(package_name='sepsis-nb')
 def main():
     "Streaming sepsis early warning: train, stream, score. Research software, not a medical device."
+    os.umask(0o077) # whatever a command writes may hold rows of patients
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s %(message)s')
     logging.getLogger('traitlets').setLevel(logging.ERROR) # nbconvert warns of each picture without a text
 
@@ -175,12 +176,23 @@ def _train(params):
 @click.option('--child', is_flag=True, hidden=True, help='As the child of a supervisor, which holds the end of stdin.')
 def _worker(once, child):
     "Score the input topic until SIGTERM or Ctrl-C; a worker that ends by itself is started again."
-    from sepsis_nb.stream.supervise import as_child, supervise_worker
-    s = load_settings()
+    from sepsis_nb.stream.process import free_output, limit_start
+    from sepsis_nb.stream.supervise import as_child, exit_code, supervise_worker
+    free_output()
+    try: s = load_settings()
+    except (ValueError, OSError) as e:
+        click.echo(f'Error: {e}', err=True)
+        sys.exit(exit_code(e))
     if not (once or child): sys.exit(supervise_worker(s.worker.stop_s))
-    from sepsis_nb.worker import run_worker
-    if not child: return run_worker(s)
-    as_child(lambda: run_worker(s, supervised=True))
+    limit_start()
+    if not child: return _load_worker()(s)
+    as_child(lambda: _load_worker()(s, supervised=True))
+
+def _load_worker():
+    try: from sepsis_nb.worker import run_worker
+    except Exception as e: raise ImportError(f'{type(e).__name__}: {e}') from e
+    return run_worker
+
 
 # %% ../nbs/06_cli.ipynb #67db1c8f
 @add_command(main, 'redrive', 'sepsis redrive --reason too-large --yes')

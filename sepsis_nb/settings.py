@@ -18,13 +18,34 @@ class Secret(str):
 
 def _secrets(cls): return [f.name for f in fields(cls) if not f.repr]
 
+# %% ../nbs/05_settings.ipynb #c8fa336c
+def _short(text, most=60): return text if len(text) <= most else text[:most]+'…'
+def _check_range(o, **limits): # limits: field to (least, most)
+    "`ValueError` names the first field of `o` that is no number within its limits"
+    for k,(least,most) in limits.items():
+        v = getattr(o, k)
+        if not isinstance(v, (int, float)) or not least <= v <= most:
+            raise ValueError(f'{k} {_short(str(v))} must be from {least} to {most}')
+
+def _check_name(key, name): # key: of the setting
+    "`ValueError` if Kafka does not take a name for a topic or a group"
+    if not re.fullmatch(r'[a-zA-Z0-9._-]{1,249}', name) or name in ('.', '..'): raise ValueError(
+        f"{key} '{_short(name)}' contains something else than a-z, A-Z, 0-9, '.', '_' and '-', "
+        "or is not of 1 to 249 characters, or is '.' or '..'")
+    if name.startswith('__'): raise ValueError(f"{key} '{name}' is a name of Kafka's own, which begin with __")
+
+def _is_host(name):
+    "Whether a name can be one of a host, or is an address"
+    try: return bool(re.fullmatch(r'[\w.:%-]+', name) and name.encode('idna'))
+    except UnicodeError: return False
+
 # %% ../nbs/05_settings.ipynb #5620fc5d
 @dataclass(frozen=True)
 class Kafka:
     "Address of the broker, and the login"
     bootstrap_servers:str = '127.0.0.1:9092' # comma-separated host:port
     security_protocol:str = 'PLAINTEXT'      # PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL
-    sasl_mechanism:str = ''                  # SCRAM-SHA-256, SCRAM-SHA-512 or PLAIN
+    sasl_mechanism:str = ''                  # SCRAM-SHA-256, SCRAM-SHA-512, or PLAIN, which is also the default
     sasl_username:str = ''
     sasl_password:str = field(default='', repr=False)
     ssl_cafile:str = ''                      # PEM of the authority that signed the broker's certificate
@@ -35,7 +56,12 @@ class Kafka:
         for k in _secrets(self): object.__setattr__(self, k, Secret(getattr(self, k)))
         known = 'PLAINTEXT', 'SSL', 'SASL_PLAINTEXT', 'SASL_SSL'
         if self.security_protocol not in known: raise ValueError(
-            f"security_protocol '{self.security_protocol}' is not one of {', '.join(known)}")
+            f"security_protocol '{_short(self.security_protocol)}' is not one of {', '.join(known)}")
+        ways = 'PLAIN', 'SCRAM-SHA-256', 'SCRAM-SHA-512'
+        if self.sasl_mechanism not in ('', *ways): raise ValueError(
+            f"sasl_mechanism '{_short(self.sasl_mechanism)}' is not one of {', '.join(ways)}")
+        if self.ssl_keyfile and not self.ssl_certfile: raise ValueError(
+            'ssl_keyfile is the key of a certificate, and ssl_certfile names none')
         if 'SASL' in self.security_protocol and not (self.sasl_username and self.sasl_password): raise ValueError(
             f'security_protocol {self.security_protocol} needs sasl_username and sasl_password; '
             'the password comes from SEPSIS_KAFKA_SASL_PASSWORD, or from a file named by sasl_password_file')
@@ -44,8 +70,10 @@ class Kafka:
     def addresses(self):
         "(host, port) of each bootstrap server; `ValueError` names an address without a port"
         def parse(address):
-            if m := re.fullmatch(r'\[?(.+?)\]?:(\d{1,5})', address): return m[1], int(m[2])
-            raise ValueError(f"bootstrap_servers '{address}': expected host:port, as in 127.0.0.1:9092")
+            m = re.fullmatch(r'(?:\[([\da-fA-F:.%\w]+)\]|([^\s:/@\[\],]+)):(\d{1,5})', address)
+            if m and 0 < int(m[3]) < 65536 and _is_host(host := m[1] or m[2]): return host, int(m[3])
+            raise ValueError(f"bootstrap_servers '{_short(address)}': expected host:port, as in 127.0.0.1:9092 or "
+                             '[::1]:9092, with a port from 1 to 65535')
         return [parse(a.strip()) for a in self.bootstrap_servers.split(',')]
 
 # %% ../nbs/05_settings.ipynb #d16c17e7
@@ -60,10 +88,12 @@ class Topics:
     partitions:int = 4                    # of every topic
     def __post_init__(self):
         names = self.names()
-        if len(set(names)) < len(names):
-            raise ValueError(f'two topics share a name: {", ".join(names)}; give each its own')
-        if self.partitions < 1: raise ValueError(f'partitions {self.partitions} must be at least 1')
-    def names(self): return [getattr(self, f.name) for f in fields(self) if f.name != 'partitions']
+        for k,name in zip(self._keys(), names): _check_name(k, name)
+        if len({n.replace('.', '_') for n in names}) < len(names): raise ValueError(
+            f'two topics share a name: {", ".join(names)}; give each its own. To Kafka, "." and "_" are the same')
+        _check_range(self, partitions=(1, 2000))
+    def _keys(self): return [f.name for f in fields(self) if f.name != 'partitions']
+    def names(self): return [getattr(self, k) for k in self._keys()]
 
 # %% ../nbs/05_settings.ipynb #7b3cbb21
 def check_uri(uri:str):
@@ -77,7 +107,9 @@ class Mlflow:
     "Where runs and models are kept"
     tracking_uri:str = ''                  # empty: sqlite:///<home>/mlflow.db
     experiment:str = 'sepsis_observation_sample_experiment'
-    def __post_init__(self): check_uri(self.tracking_uri)
+    def __post_init__(self):
+        check_uri(self.tracking_uri)
+        if not self.experiment: raise ValueError('experiment is empty; give it a name')
 
 @dataclass(frozen=True)
 class Model:
@@ -102,11 +134,11 @@ class Worker:
     forget_h:float = 72.                 # a patient without rows for longer has left; then a new stay begins
     max_message_kb:int = 512             # a larger input goes to the dead-letter topic, truncated; 850 at most
     def __post_init__(self):
-        minima = dict(batch_rows=1, within_ms=0, stop_s=1, stuck_s=5, forget_h=1, max_message_kb=1)
-        for k,least in minima.items():
-            if not getattr(self, k) >= least: raise ValueError(f'{k} {getattr(self, k)} must be at least {least}')
-        if (n := self.max_message_kb) > 850:
-            raise ValueError(f'max_message_kb {n} is above 850: Kafka takes 1 MB, and outputs are larger than inputs')
+        _check_name('app_id', self.app_id)
+        if not _is_host(self.web_host): raise ValueError(f"web_host '{_short(self.web_host)}' is not a host's name or "
+            'address; 127.0.0.1 serves this machine alone')
+        _check_range(self, batch_rows=(1, 100_000), within_ms=(0, 2000), web_port=(0, 65_535), stop_s=(1, 600),
+            stuck_s=(5, 86_400), forget_h=(1, 87_600), max_message_kb=(1, 850)) # Kafka takes 1 MB, outputs are larger
     silence_ms = property(lambda self: int(self.forget_h*3_600_000), doc='`forget_h` in ms, the unit of Kafka')
 
 # %% ../nbs/05_settings.ipynb #b6709cd4
@@ -116,13 +148,33 @@ class BrokerConfig:
     memory_mb:int = 512   # Java heap
     retention_h:int = 168 # how long rows stay in the topics
     start_s:float = 60.   # how long a start may take on a slow machine
+    def __post_init__(self):
+        _check_range(self, memory_mb=(128, 1_048_576), retention_h=(1, 87_600), start_s=(1, 3600))
 
 @dataclass(frozen=True)
 class Paths:
     "Folders; relative ones count from the folder of settings.ini"
     reports:str = 'reports/local' # executed notebooks and their HTML; git ignores it
     work:str = '.sepsis'    # broker data, logs, process ids
-    cache:str = ''          # jars, models, features; empty: ~/.cache/sepsis_nb
+    cache:str = ''          # jars, models, compiled features; empty: ~/.cache/sepsis_nb
+    def __post_init__(self):
+        for k in 'reports', 'work':
+            if not getattr(self, k): raise ValueError(f'{k} is empty; name a folder')
+
+# %% ../nbs/05_settings.ipynb #9a4e82be
+def _located(home, text, where='[paths]'): # where: what names the path, for messages
+    "A path that counts from `home`, resolved; `ValueError` if there can be none"
+    try: path = (Path(home)/Path(text).expanduser()).resolve()
+    except (RuntimeError, OSError, ValueError) as e: raise ValueError(
+        f"{where} '{_short(str(text))}': {getattr(e, 'strerror', '') or e}") from None
+    if odd := _odd(str(path)): raise ValueError(f'{where}: the path {str(path)!r} holds {odd}; use another one')
+    return path
+
+def _odd(text):
+    "What a text holds that cannot be shown in one line, or None"
+    if re.search(r'[\x00-\x1f\x7f\x85\u2028\u2029]', text): return 'a line break or another control character'
+    try: os.fsencode(text).decode('utf-8')
+    except UnicodeError: return 'bytes that are not UTF-8'
 
 # %% ../nbs/05_settings.ipynb #13f25cec
 @dataclass(frozen=True)
@@ -136,11 +188,15 @@ class Settings:
     worker:Worker = Worker()
     broker:BrokerConfig = BrokerConfig()
     paths:Paths = Paths()
-    def _path(self, text): return (self.home/Path(text).expanduser()).resolve()
-    reports = property(lambda self: self._path(self.paths.reports), doc='Executed notebooks and HTML')
-    work = property(lambda self: self._path(self.paths.work), doc='Broker data, logs and process ids')
-    cache = property(lambda self: self._path(self.paths.cache or
-        Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'sepsis_nb'), doc='Jars, models and features')
+    def _path(self, key): return _located(self.home, getattr(self.paths, key), f'[paths] {key}')
+    reports = property(lambda self: self._path('reports'), doc='Executed notebooks and HTML')
+    work = property(lambda self: self._path('work'), doc='Broker data, logs and process ids')
+    @property
+    def cache(self):
+        "Jars, models and compiled features; without a home folder, as in some containers, in `work`"
+        if self.paths.cache: return self._path('cache')
+        try: return _located(self.home, Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'sepsis_nb')
+        except ValueError: return self.work/'cache'
     tracking_uri = property(lambda self: self.mlflow.tracking_uri or f'sqlite:///{self.home}/mlflow.db')
 
 SECTIONS = {f.name:f.type for f in fields(Settings) if f.name != 'home'} # name to class
@@ -155,29 +211,48 @@ def _read_secret(found, key, home, file):
         f'or name a file that holds it alone with {key}_file')
     if not name: return
     if text: raise ValueError(f'{where} and {where_file} both give the secret; remove one of them')
-    path = home/Path(name).expanduser()
+    path = _located(home, name, where_file)
     try: found[key] = re.sub(r'\r?\n\Z', '', path.read_text(encoding='utf-8')), where_file
     except (OSError, UnicodeError) as e: # without its text, which may hold a part of the secret
-        raise ValueError(f'{where_file}: {path} cannot be read as text ({type(e).__name__})') from None
+        raise ValueError(
+            f'{where_file}: {_short(str(path), 250)} cannot be read as text ({type(e).__name__})') from None
     if not found[key][0]: raise ValueError(f'{where_file}: {path} is empty, expected the secret')
 
 def _typed(key, kind, text, where, home):
     "`text` as the value of a field; `ValueError` names `where` it stands"
     if key in ('ssl_cafile', 'ssl_certfile', 'ssl_keyfile') and text:
-        path = home/Path(text).expanduser()
-        if not path.is_file(): raise ValueError(f'{where}: no file {path}')
+        path = _located(home, text, where)
+        if not os.path.isfile(path): raise ValueError(f'{where}: no file {_short(str(path), 250)}')
         return str(path)
     try: return kind(text)
     except ValueError: raise ValueError(
-        f"{where} is '{text}', expected {'a whole ' if kind is int else 'a '}number; fix or remove it") from None
+        f"{where} is '{_short(text)}', expected a {'whole ' if kind is int else ''}number; fix or remove it") from None
+
+# %% ../nbs/05_settings.ipynb #f724ec82
+_FREE_TEXT = ('sasl_username', 'ssl_cafile', 'ssl_certfile', 'ssl_keyfile', 'experiment', 'tracking_uri',
+              *(f.name for f in fields(Paths))) # keys whose value may hold any text
+def _clean(where, text):
+    "A value of one line, without the spaces around it; `ValueError` does not repeat it"
+    text = text.strip()
+    if 'bootstrap_servers' in where.lower(): text = re.sub(r'\s+', ' ', text) # a list may go over lines
+    if odd := _odd(text): raise ValueError(f'{where} holds {odd}; give it one line of text in UTF-8')
+    return text
+
+def _uncommented(key, text, where):
+    "A value of the file without the comment behind it; `ValueError`: it may be none"
+    value = re.sub(r'(^|\s)#[^\n]*', '', text)
+    if value != text and (key in _FREE_TEXT or key.endswith('_file')): raise ValueError(
+        f"{where}: a '#' after a space could begin a comment or belong to the value; "
+        'put the comment on a line of its own, or give the value in the environment')
+    return _clean(where, value)
 
 # %% ../nbs/05_settings.ipynb #51687e9d
 def _read_section(name, given, env, file, home):
     "One section from its layers; `ValueError` names file or variable, section and key"
     cls,head = SECTIONS[name], f'SEPSIS_{name.upper()}_'
     kinds,secrets = {f.name:f.type for f in fields(cls)}, _secrets(cls)
-    found = {k:(v.strip(), f'{file} [{name}] {k}') for k,v in given.items()}
-    found |= {k.removeprefix(head).lower():(v.strip(), k) for k,v in env.items() if k.startswith(head)}
+    found = {k:(_uncommented(k, v, where), where) for k,v in given.items() for where in [f'{file} [{name}] {k}']}
+    found |= {k.removeprefix(head).lower():(_clean(k, str(v)), k) for k,v in env.items() if k.startswith(head)}
     known = [*kinds, *(f'{k}_file' for k in secrets)]
     for k,(_,where) in found.items():
         if k not in known: raise ValueError(f'{where}: unknown key; section [{name}] knows {", ".join(known)}')
@@ -185,22 +260,37 @@ def _read_section(name, given, env, file, home):
     values = {k:_typed(k, kinds[k], text, where, home) for k,(text,where) in found.items()}
     try: return cls(**values)
     except ValueError as e:
-        raise ValueError(f'{file} or SEPSIS_{name.upper()}_…, section [{name}]: {e}') from None
+        where = found.get(str(e).partition(' ')[0], ('', f'{file} or {head}…'))[1].partition(' [')[0]
+        raise ValueError(f'{where}, section [{name}]: {e}') from None
+
+# %% ../nbs/05_settings.ipynb #74fd7f75
+def _decoded(path):
+    "The text of a file in UTF-8, or in UTF-16 with its mark; `ValueError` names the line that is neither"
+    data = path.read_bytes()
+    try: text = data.decode('utf-16' if data[:2] in (b'\xff\xfe', b'\xfe\xff') else 'utf-8-sig')
+    except UnicodeDecodeError as e:
+        line,code = data[:e.start].count(b'\n')+1, data[e.start]
+        raise ValueError(f'{path} line {line}: byte {code:#04x} is not UTF-8; save the file in UTF-8') from None
+    text = re.sub(r'\r\n?', '\n', text)
+    if (n := text.find('\0')) >= 0: raise ValueError(
+        f'{path} line {text[:n].count(chr(10))+1}: a zero byte is no text; save the file in UTF-8')
+    return text
 
 # %% ../nbs/05_settings.ipynb #c80fba44
 def find_settings(env=os.environ)->Path|None:
     "`SEPSIS_SETTINGS`, or the nearest settings.ini upwards; `FileNotFoundError` if the variable names no file"
+    here = _located('.', '.')
     if named := env.get('SEPSIS_SETTINGS'):
-        if Path(named).is_file(): return Path(named).resolve()
+        if (path := _located(here, named, 'SEPSIS_SETTINGS')).is_file(): return path
         raise FileNotFoundError(f'SEPSIS_SETTINGS={named}: no such file; fix or unset the variable')
-    files = (p/'settings.ini' for p in (Path.cwd(), *Path.cwd().parents))
+    files = (p/'settings.ini' for p in (here, *here.parents))
     return next(filter(Path.is_file, files), None)
 
 def _read_ini(path):
     "The ini file, empty without one; `ValueError` names a wrong line without its text, which may be a password"
-    ini = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=('#',))
+    ini = configparser.ConfigParser(interpolation=None, default_section='\0') # no section that fills the others
     try:
-        if path: ini.read_string(path.read_text(), source=str(path))
+        if path: ini.read_string(_decoded(path), source=str(path))
     except configparser.ParsingError as e:
         line = getattr(e, 'lineno', None) or e.errors[0][0]
         raise ValueError(f'{path} line {line} is neither [section], nor key = value, nor a comment') from None
@@ -210,14 +300,18 @@ def _read_ini(path):
 # %% ../nbs/05_settings.ipynb #5eeb0c73
 def load_settings(path:Path|None=None, env=os.environ)->Settings: # path None: see `find_settings`
     "Defaults, file and environment as one object; `ValueError` names file, section and key of what is wrong"
-    path = Path(path).resolve() if path else find_settings(env)
-    home,ini = path.parent if path else Path.cwd(), _read_ini(path)
+    path = _located('.', path) if path else find_settings(env)
+    home,ini = path.parent if path else _located('.', '.'), _read_ini(path)
     for name in ini.sections():
         if name not in SECTIONS:
             raise ValueError(f'{path} [{name}]: unknown section; known are {", ".join(SECTIONS)}')
-    heads = ('SEPSIS_SETTINGS', 'SEPSIS_FULL_DATA', *(f'SEPSIS_{s.upper()}_' for s in SECTIONS))
+    heads = tuple(f'SEPSIS_{s.upper()}_' for s in SECTIONS)
     for k in env:
-        if k.startswith('SEPSIS_') and not k.startswith(heads): raise ValueError(
+        if k.upper().startswith(heads) and k != k.upper(): raise ValueError(f'{k}: write this variable in capitals')
+        known = k.startswith(heads) or k in ('SEPSIS_SETTINGS', 'SEPSIS_FULL_DATA')
+        if k.startswith('SEPSIS_') and not known: raise ValueError(
             f'{k}: unknown variable; expected SEPSIS_<SECTION>_<KEY> with a section of {", ".join(SECTIONS)}')
     given = {n:ini[n] if n in ini else {} for n in SECTIONS}
-    return Settings(home, *(_read_section(n, given[n], env, path or 'settings.ini', home) for n in SECTIONS))
+    s = Settings(home, *(_read_section(n, given[n], env, path or 'settings.ini', home) for n in SECTIONS))
+    for k in 'reports', 'work', 'cache': getattr(s, k) # a folder that cannot be is an error now
+    return s

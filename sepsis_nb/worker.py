@@ -7,7 +7,8 @@ __all__ = ['log', 'STATES_READ', 'PatientData', 'import_booster', 'warm_scorer',
            'StoppingWorker', 'make_app', 'run_worker']
 
 # %% ../nbs/04_worker.ipynb #70f58904
-import asyncio, click, faust, gc, logging, numpy as np, os, signal, socket, sys, threading, time
+import asyncio, click, errno, faust, gc, logging, numpy as np, os, signal, socket, sys, threading, time
+from aiokafka.errors import KafkaError
 from collections import Counter
 from fastcore.basics import patch
 from functools import partial
@@ -18,8 +19,10 @@ from .model.registry import RegistryError, TryLater
 from .model.scorer import Scorer
 from .settings import Settings, load_settings
 from .stream.delivery import (Delivery, Pipeline, absent_signals_line, check_topics, counts_line,
-    end_on_error, end_process, faust_credentials)
+    end_on_error, faust_credentials)
 from .stream.kafka import check_sizes
+from .stream.process import end_process, free_output, limit_start, started
+from .stream.supervise import exit_code
 from .stream.transport import Transport, Whole
 from .stream.watch import Watch
 
@@ -71,11 +74,14 @@ def first_scorer(settings:Settings, supervised:bool)->Scorer: # supervised: the 
 
 # %% ../nbs/04_worker.ipynb #284b6e37
 def web_port(host:str, port:int)->int:
-    "A port for the status page: `port`, or a free one if that is 0 or taken"
-    try: s = socket.create_server((host, port))
+    "A port for the status page: `port`, or a free one if that is 0 or taken; `OSError`: no address of this machine"
+    server = partial(socket.create_server, family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+    try: s = server((host, port))
     except OSError as e:
+        if e.errno == errno.EADDRNOTAVAIL or isinstance(e, socket.gaierror): raise type(e)(
+            e.errno, f'[worker] web_host {host} is no address of this machine ({e.strerror})') from None
         log.warning('web port %d cannot be used (%s); the status page is at another one', port, e.strerror)
-        s = socket.create_server((host, 0))
+        s = server((host, 0))
     with s: return s.getsockname()[1]
 
 # %% ../nbs/04_worker.ipynb #7c0bc005
@@ -87,10 +93,13 @@ class SepsisApp(faust.App):
     logged = Counter()       # Counts at the last log line
     def _new_transport(self): return Transport(self.conf.broker_consumer, self)
     async def on_first_start(self):
-        folder = self.conf.appdir
-        try: folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e: end_process(os.EX_CONFIG,
+        folder,conf = self.conf.appdir,self.conf
+        try: folder.mkdir(0o700, parents=True, exist_ok=True)
+        except OSError as e: end_process(exit_code(e),
             f'folder {folder} cannot be created ({e.strerror}); set [paths] work to one that can')
+        try: port = web_port(conf.web_bind, conf.web_port)
+        except OSError as e: end_process(exit_code(e), e.strerror)
+        if port != conf.web_port: conf.web_port = port # Faust warns at any assignment
         await super().on_first_start()
     async def log_counts(self): # log what happened since the last line
         p,before = self.pipeline, self.logged
@@ -115,26 +124,27 @@ async def on_start(self:SepsisApp):
     except (RegistryError, ImportError) as e: end_process(os.EX_CONFIG, f'no model: {e}')
     log.info('model fits %s', scorer)
     if scorer.policy.never: log.warning('model alerts on nothing: %s', scorer.policy.why)
-    try:
-        await check_topics(s.kafka, s.topics)
-        await loop.run_in_executor(None, check_sizes, s.kafka, s.topics, s.worker.max_message_kb)
-    except OSError as e: end_process(os.EX_UNAVAILABLE, str(e))
-    except (LookupError, ValueError) as e: end_process(os.EX_CONFIG, str(e))
     self.pipeline = Pipeline(s, scorer, Delivery(s.kafka))
-    await self.pipeline.delivery.start()
-    port = web_port(self.conf.web_bind, self.conf.web_port)
-    if port != self.conf.web_port: self.conf.web_port = port # Faust warns at any assignment
+    try:
+        await check_topics(s.kafka, s.topics, s.worker.app_id)
+        await loop.run_in_executor(None, check_sizes, s.kafka, s.topics, s.worker.max_message_kb)
+        await self.pipeline.delivery.start()
+    except (KafkaError, OSError, LookupError, ValueError) as e: end_process(exit_code(e), str(e))
     await super(SepsisApp, self).on_start()
     self.consumer.every_s = s.worker.within_ms/1000
     self.consumer.place = lambda committed: end_on_error(self.pipeline.place(committed), 'reading states')
     def mine(): return {tp.partition for tp in self.consumer.assignment()}
     Watch(s, mine, lambda: self.pipeline.topic).start()
     threading.Thread(target=self.follow_model, args=(scorer,), daemon=True, name='follow').start()
+    started()
     gc.freeze()
 
 # %% ../nbs/04_worker.ipynb #0c26c49d
 class StoppingWorker(faust.Worker):
-    "A Faust worker whose stop on SIGTERM or Ctrl-C is limited in time"
+    "A Faust worker whose start, and whose stop on SIGTERM or Ctrl-C, are limited in time"
+    def __init__(self, *args, **kwargs):
+        limit_start()
+        super().__init__(*args, **kwargs | dict(stdout=sys.stdout, stderr=sys.stderr)) # Faust keeps those of its import
     def _schedule_shutdown(self, signal):
         s = self.app.sepsis.worker.stop_s
         if not self._signal_stop_time:
@@ -220,14 +230,18 @@ def _use_uvloop(): # where it exists
 
 def __getattr__(name):
     if name != 'app': raise AttributeError(f"module 'sepsis_nb.worker' has no attribute '{name}'")
-    try: settings = load_settings()
+    _prepare()
+    try: return globals().setdefault('app', make_app(load_settings()))
     except (ValueError, OSError) as e: raise click.ClickException(str(e)) from None # one line for `faust`
+
+def _prepare():
+    os.umask(0o077)
+    free_output()
     _use_uvloop()
-    return globals().setdefault('app', make_app(settings))
 
 def run_worker(settings:Settings, loglevel:str='info', supervised=False): # supervised: the parent starts it again
     "Run a worker in this process until SIGTERM or Ctrl-C; ends the process"
-    _use_uvloop()
+    _prepare()
     app = make_app(settings)
     app.supervised = supervised
     app.finalize()

@@ -1,10 +1,14 @@
 "What the broker's page cannot show in one process: mirrors, races, signals, and the end of a parent"
-import http.server, os, signal, subprocess, sys, threading, time
+import http.server, os, shutil, signal, subprocess, sys, threading, time
 from contextlib import suppress
 import psutil, pytest
+from kafka import KafkaProducer
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import broker_status, fetch_jars, free_port, jar_name, pinned, stop_broker
-from sepsis_nb.stream.kafka import answers_kafka
+from sepsis_nb.stream.connect import answers_kafka, client_args
+from sepsis_nb.stream.kafka import create_topics
+
+ODD = 'ä ö,b:c#50%20?\\ x' # a name that lists with commas or colons, addresses and Latin-1 would take apart
 
 @pytest.fixture(scope='module')
 def jars(): return fetch_jars()
@@ -57,7 +61,7 @@ def gone(pid): return soon(lambda: not psutil.pid_exists(pid))
 
 def test_two_processes_fetch_at_once(mirror, run, tmp_path):
     env,served = mirror
-    cache = tmp_path/'cache'
+    cache = tmp_path/ODD
     fetch = f'from sepsis_nb.stream.broker import fetch_jars; fetch_jars({str(cache)!r})'
     for p in [run(fetch, env) for _ in range(2)]: done(p)
     assert [o.name for o in cache.iterdir()] == ['kafka-4.3.1']
@@ -108,6 +112,8 @@ def test_broker_ends_with_its_parent(number, parents):
     assert soon(lambda: not os.path.exists(data)), 'the temporary folder was left behind'
 
 START = '''
+import os
+os.umask(0)
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import start_broker
 print(start_broker(load_settings()).state)
@@ -115,17 +121,27 @@ print(start_broker(load_settings()).state)
 
 @pytest.fixture
 def background(tmp_path, jars):
-    "Environment and settings with a broker address and a work folder of their own; the broker is stopped at the end"
-    env = dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS=f'127.0.0.1:{free_port()}', SEPSIS_PATHS_WORK=str(tmp_path),
-               SEPSIS_PATHS_CACHE=str(jars.parent))
+    "Environment and settings with a broker address and odd folders of their own; the broker is stopped at the end"
+    work,cache = tmp_path/ODD/'work', tmp_path/ODD/'cache'
+    shutil.copytree(jars, cache/jars.name, copy_function=os.link)
+    env = dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS=f'127.0.0.1:{free_port()}', SEPSIS_PATHS_WORK=str(work),
+               SEPSIS_PATHS_CACHE=str(cache), LC_ALL='C')
     s = load_settings(env=env)
     yield os.environ | env,s
     stop_broker(s)
 
+def readable_by_others(folder): return [p for p in folder.rglob('*') if not p.is_symlink() and p.stat().st_mode & 0o077]
+
 def test_two_commands_start_at_once(run, background):
+    "In folders with odd names, which hold all that is written, for their owner alone whatever the umask"
     env,s = background
     both = [run(START, env) for _ in range(2)]
     assert sorted(done(p).strip() for p in both) == ['running', 'started']
+    create_topics(s.kafka, s.topics)
+    with KafkaProducer(**client_args(s.kafka)) as producer: producer.send(s.topics.input, b'{}', b'p1').get(10)
+    data = s.work/'kafka'
+    assert len(list(data.glob('topics/input-topic-?/*.log'))) == 4 and data.stat().st_mode & 0o777 == 0o700
+    assert not readable_by_others(data) and {o.name for o in s.work.parent.iterdir()} == {'work', 'cache'}
     assert [f(s).state for f in (broker_status, stop_broker, broker_status)] == ['running', 'stopped', 'stopped']
 
 def test_ctrl_c_during_a_start_leaves_nothing(run, background):

@@ -1,5 +1,8 @@
 "Access on a secured broker, secrets in logs and files, and models that run code"
-import os, pickle, re, subprocess, sys, time
+import os, pickle, re, socket, ssl, subprocess, sys, time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from threading import Thread
 import psutil, pytest, skops.io, trustme
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.serialization import (BestAvailableEncryption, Encoding, NoEncryption,
@@ -14,9 +17,11 @@ from sepsis_nb.data import read
 from sepsis_nb.model.registry import RegistryError
 from sepsis_nb import load_scorer
 from sepsis_nb.prove.harness import Line
-from sepsis_nb.settings import load_settings
+from sepsis_nb.settings import Kafka, load_settings
 from sepsis_nb.stream.broker import Broker, Security
-from sepsis_nb.stream.kafka import client_args
+from sepsis_nb.stream.connect import check_address, client_args
+from sepsis_nb.stream.kafka import wait_for
+from sepsis_nb.stream.supervise import exit_code
 
 PASSWORDS = {u:f'hunter2-{u}-9Gx' for u in ('admin', 'monitor', 'worker', 'board', 'nobody')}
 KEY_PASSWORD = 'hunter2-key-7Qz'
@@ -170,18 +175,63 @@ def test_the_line_runs_with_just_its_rights(line, safe, rows, way):
 
 WRONG = dict(SEPSIS_KAFKA_SASL_PASSWORD='hunter2-wrong', SEPSIS_KAFKA_SASL_PASSWORD_FILE='')
 FAILURES = dict(
-    wrong=(WRONG, 'no Kafka can be used'),
-    twice=(dict(SEPSIS_KAFKA_SASL_PASSWORD='hunter2-twice'), 'both give the secret'),
-    address=(dict(SEPSIS_MLFLOW_TRACKING_URI='http://u:hunter2@127.0.0.1:9'), 'MLFLOW_TRACKING_PASSWORD'))
+    wrong=('worker', WRONG, 'it refuses sasl_username or its password', os.EX_CONFIG),
+    rights=('board', {}, 'this login may not use the consumer group', os.EX_CONFIG),
+    twice=('worker', dict(SEPSIS_KAFKA_SASL_PASSWORD='hunter2-twice'), 'both give the secret', 1),
+    address=('worker', dict(SEPSIS_MLFLOW_TRACKING_URI='http://u:hunter2@127.0.0.1:9'), 'MLFLOW_TRACKING_PASSWORD', 1))
 
 @pytest.mark.parametrize('mistake', FAILURES)
 def test_a_failure_shows_no_secret(line, safe, mistake):
     "A worker that cannot start, at level DEBUG, and the doctor"
-    env,words = FAILURES[mistake]
-    env = line.env | safe.login('worker') | env
+    user,env,words,wanted = FAILURES[mistake]
+    env = line.env | safe.login(user) | env
     text,code = process(*TALKATIVE, env=env, seconds=60)
-    assert code and words in text, text[-2000:]
+    assert code == wanted and words in text, text[-2000:]
     assert sepsis('doctor', env=env)[1] == 1
+
+def at(port, host='127.0.0.1'): return dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS=f'{host}:{port}')
+def other_ca(safe): # an authority that has signed nothing here
+    trustme.CA().cert_pem.write_to_path(str(safe.tmp/'other.crt'))
+    return dict(SEPSIS_KAFKA_SSL_CAFILE=str(safe.tmp/'other.crt'))
+
+# what is wrong with a login: its words, and whether waiting could help
+FAULTS = dict(
+    password=(lambda o, _: WRONG, 'it refuses sasl_username or its password', False),
+    mechanism=(lambda o, _: dict(SEPSIS_KAFKA_SASL_MECHANISM='SCRAM-SHA-512'), 'it knows SCRAM-SHA-256', False),
+    no_tls=(lambda o, _: dict(SEPSIS_KAFKA_SECURITY_PROTOCOL='SASL_PLAINTEXT'), 'it speaks TLS', False),
+    tls=(lambda o, plain: at(plain), 'it speaks no TLS', False),
+    no_login=(lambda o, _: dict(SEPSIS_KAFKA_SECURITY_PROTOCOL='SSL'), 'it asks for a login', False),
+    certificate=(lambda o, _: at(o.broker.tls_port), 'it refuses our certificate, or asks for one', False),
+    authority=(lambda o, _: other_ca(o), 'is not trusted (unable to get local issuer', False),
+    name=(lambda o, _: at(o.broker.port, 'localhost'), 'Hostname mismatch', False),
+    closed=(lambda o, _: at(9), 'Connection refused', True),
+    dns=(lambda o, _: at(9093, 'nowhere.invalid'), 'nowhere.invalid does not resolve', True))
+
+@pytest.mark.parametrize('fault', FAULTS)
+def test_faults_of_a_connection_are_told_apart(safe, kafka, fault):
+    "One line, for commands and doctor, and the exit code that a worker would end with"
+    change,words,may_pass = FAULTS[fault]
+    env = safe.login('worker') | change(safe, kafka.port)
+    for command in () if may_pass else (('topics', 'create'), ('consume', 'output-topic')): # else they wait
+        text,code = sepsis(*command, env=env)
+        assert code == 1 and words in text and text.count('\n') == 1, text
+    if not may_pass: assert words in sepsis('doctor', env=env)[0]
+    with pytest.raises(ConnectionError) as e: wait_for(kafka_of(env), .1)
+    assert exit_code(e.value) == (os.EX_UNAVAILABLE if may_pass else os.EX_CONFIG)
+
+@pytest.mark.parametrize('days,words', [(-9, 'expired'), (9, 'not yet valid')])
+def test_a_certificate_out_of_its_dates(safe, days, words):
+    "may become valid by a clock or by its renewal"
+    server,now = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), datetime.now(UTC)
+    dates = dict(not_before=now+timedelta(days), not_after=now+timedelta(days+5))
+    safe.authority.issue_cert('127.0.0.1', **dates).configure_cert(server)
+    def serve():
+        with suppress(OSError): server.wrap_socket(listener.accept()[0], server_side=True)
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        Thread(target=serve, daemon=True).start()
+        kafka = Kafka(f'127.0.0.1:{listener.getsockname()[1]}', 'SSL', ssl_cafile=safe.ca)
+        with pytest.raises(ConnectionError, match=words) as e: check_address(kafka, *kafka.addresses[0])
+    assert exit_code(e.value) == os.EX_UNAVAILABLE
 
 def test_no_secret_reaches_a_file(line, store, safe):
     "Not MLflow's database, an artifact, the worker's log, the broker's topics or its log; test_train.py has training"

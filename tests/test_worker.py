@@ -1,11 +1,12 @@
 "The worker as an operator runs it: processes, signals, a real broker"
 import os, re, shutil, signal, socket, time
-import orjson, pytest
+from contextlib import suppress
+import orjson, psutil, pytest
 from kafka.admin import ConfigResource
 from sepsis_nb import cli, load_scorer
 from sepsis_nb.data import read
 from sepsis_nb.model.registry import at_store
-from sepsis_nb.prove.harness import SUPERVISED, Line
+from sepsis_nb.prove.harness import SUPERVISED, WORKER, Line
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
 from sepsis_nb.stream.kafka import read_topic
@@ -202,7 +203,7 @@ WRONG = [
     (dict(SEPSIS_MLFLOW_TRACKING_URI='http://127.0.0.1:9'), 'store http://127.0.0.1:9: the server does not answer'),
     (dict(SEPSIS_TOPICS_INPUT='missing'), 'topics missing do not exist'),
     ({}, 'has max.message.bytes=300000, and messages of up to 512 kB need 557056'),
-    (dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS='127.0.0.1:9'), 'no Kafka can be used at 127.0.0.1:9'),
+    (dict(SEPSIS_KAFKA_BOOTSTRAP_SERVERS='127.0.0.1:9'), 'no Kafka at 127.0.0.1:9'),
     (dict(SEPSIS_TOPICS_PARTITIONS='four'), "SEPSIS_TOPICS_PARTITIONS is 'four'")]
 
 def test_reports_what_is_wrong(line):
@@ -212,6 +213,28 @@ def test_reports_what_is_wrong(line):
         assert p.wait(90) != 0, env
         text = p.log.read_text()
         assert reason in text and 'Traceback' not in text, text
+
+def full_pipe():
+    "A pipe that takes nothing more, as (end that nobody reads, end to write to)"
+    there,here = os.pipe()
+    os.set_blocking(here, False)
+    with suppress(BlockingIOError):
+        while True: os.write(here, bytes(4096))
+    os.set_blocking(here, True)
+    return there, here
+
+@pytest.mark.parametrize('cmd', [WORKER, SUPERVISED], ids=['faust', 'sepsis'])
+def test_nobody_reads_the_log(line, rows, cmd):
+    "The rows are answered all the same, and the worker ends when it is told, or when it has a reason of its own"
+    there,here = full_pipe()
+    line.send(rows[:100])
+    p = psutil.Popen(cmd, env=line.env, stdout=here, stderr=here, cwd=line.folder)
+    line.procs.append(p)
+    line.wait(100)
+    assert line.stop(p, timeout_s=20) == 0
+    p = psutil.Popen(cmd, env=line.env | dict(SEPSIS_MODEL_URI='models:/sepsis/99'), stdout=here, stderr=here)
+    assert p.wait(60) == os.EX_CONFIG
+    for o in there, here: os.close(o)
 
 def test_stop_ends_without_a_broker(store, rows, tmp_path):
     with Broker(tmp_path/'kafka', cache=load_settings().cache) as broker:

