@@ -342,6 +342,11 @@ def _broker(s):
 def _topics(s):
     from sepsis_nb.stream.kafka import topic_ends
     return ', '.join(f'{t} ({len(topic_ends(t, s.kafka))} partitions)' for t in s.topics.names())
+def _rows(s):
+    from sepsis_nb.stream.watch import account
+    n = account(s.kafka, s.topics)
+    lost = f"; {n['unanswered']} left the topic before they were answered: see the dead letters `unanswered`"
+    return f"{n['done']} offsets are done, {n['wait']} wait"+lost*(n['unanswered'] > 0)
 def _model(s):
     from sepsis_nb.model.follow import running
     from sepsis_nb.model.load import load_scorer
@@ -357,7 +362,7 @@ def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for check in _java, _jars, _disk, _broker, _topics, _model:
+    for check in _java, _jars, _disk, _broker, _topics, _rows, _model:
         try: click.echo(printable(f'ok    {check.__name__[1:]}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise
