@@ -7,6 +7,7 @@ import cramjam, orjson, pandas as pd
 from kafka import KafkaProducer
 from kafka.admin import ConfigResource
 from sepsis_nb.data import encode, messages
+from sepsis_nb.prove.audit import audit_topic, undisturbed
 from sepsis_nb.prove.wire import raw_batch, raw_record, send_batches
 from sepsis_nb.stream.kafka import client_args, read_topic
 from sepsis_nb.stream.redrive import plan_redrive
@@ -136,7 +137,7 @@ def test_batches_that_stop_a_client(kafka, store, tmp_path):
         line.until(lambda: line.committed() == line.ends(), 'commits of all rows')
         taken = peak_mb(line.child(p))-before
         assert taken < 100, f'{taken:.0f} MB'
-        check_letters(line)
+        check_letters(line, store.scorer())
         check_commands(line)
         flood(line, p, before)
         assert line.stop(p) == 0
@@ -149,16 +150,22 @@ def flood(line, p, before):
     taken = peak_mb(line.child(p))-before
     assert taken < 250, f'{taken:.0f} MB'
 
-def check_letters(line):
+def check_letters(line, scorer):
     letters = [(r, {k:v.decode() for k,v in r.headers}) for r in read_topic(line.s.topics.dead_letter, line.s.kafka)]
     assert [int(h['last_offset'])-int(h['offset'])+1 for _,h in letters] == [n for *_,n in BAD]
     for (r,h),(raw,*_) in zip(letters, BAD): # the broker sets the head
         assert (r.key, r.value[61:], h['partition']) == (None, raw[61:], '0') and 'length' not in h
     assert [h['reason'].split(':')[0] for _,h in letters] == ['undecodable']*6+['too-large']*21
+    rows = read_topic(line.s.topics.input, line.s.kafka, undecodable=True) # with kafka-python, the worker with aiokafka
+    want = undisturbed(scorer, rows, line.s.worker.max_message_kb*1024)
+    found = audit_topic(want.dead, [r for r,_ in letters])
+    assert (found.expected, found.missing, found.diverged, found.unexpected) == (len(BAD), 0, 0, 0)
 
 def check_commands(line):
+    line.send_raw([(b'x', '\x1b[2J\x9b31m\u202e\n{"patient_id": 1}'.encode())])
     text,code = line.sepsis('consume', line.s.topics.input, '--from-beginning', '--timeout', '2')
-    assert code == 0 and text.count('"patient_id":') == 13
+    assert code == 0 and text.count('"patient_id":') == 14
+    assert all(o.isprintable() for o in text.split('\n')) and r'\u001b[2J\u009b31m\u202e {"patient_id": 1}' in text
     table = plan_redrive(line.s).table()
     assert table.loc['undecodable'].to_dict() == dict(ready=0, undecodable=6) and table.undecodable.sum() == len(BAD)
     text,code = line.sepsis('forget', 'p2', '--yes')
