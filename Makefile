@@ -27,7 +27,7 @@ test: $(VENV)/.ready
 	@OMP_WAIT_POLICY=passive pytest -q -n 3 --dist worksteal
 
 lab: $(VENV)/.ready
-	@PYTHONPATH=.ci jupyter lab --ContentsManager.pre_save_hook=clean.pre_save \
+	@umask 077; PYTHONPATH=.ci jupyter lab --ContentsManager.pre_save_hook=clean.pre_save \
 	  --LabApp.default_url=/lab/tree/nbs/index.ipynb --LabApp.news_url=None \
 	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 

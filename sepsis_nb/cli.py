@@ -6,7 +6,7 @@
 __all__ = ['is_expected', 'Group', 'main', 'add_command', 'broker', 'topics']
 
 # %% ../nbs/06_cli.ipynb #ff9243a8
-import click, json, logging, os, shutil, signal, socket, subprocess, sys, time
+import click, json, logging, os, shlex, shutil, signal, socket, subprocess, sys, time
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -331,9 +331,6 @@ def _jars(s):
     from sepsis_nb.stream.broker import check_jars, jar_folder
     if not (missing := check_jars(folder := jar_folder(s.cache))): return f'Kafka jars in {folder}'
     raise RuntimeError(f'{len(missing)} jars are not in {folder}; `sepsis broker start` fetches them once')
-def _disk(s):
-    if (free := shutil.disk_usage(s.home).free/1e9) > 2: return f'{free:.0f} GB free at {s.home}'
-    raise RuntimeError(f'{free:.1f} GB free at {s.home}; Kafka stops when its disk is full, so make room')
 def _broker(s):
     from sepsis_nb.stream.broker import broker_status
     now = broker_status(s)
@@ -356,13 +353,37 @@ def _model(s):
              f'{s.model.uri} names another one now: restart it' for o in other]
     return ''.join((str(m), *lines))
 
+# %% ../nbs/06_cli.ipynb #ab6b983a
+def _places(s):
+    "Name to folder or file of all that is written, and loaded again; a store that is a server is not here"
+    store = Path(s.tracking_uri.removeprefix('sqlite:///')) if s.tracking_uri.startswith('sqlite:') else None
+    models = dict(store=store, artifacts=store.parent/'mlartifacts') if store else {}
+    return dict(work=s.work, reports=s.reports, cache=s.cache) | models
+def _disk(s):
+    disks = {}
+    for name,path in _places(s).items():
+        at = next(p for p in (path, *path.parents) if p.exists())
+        disks.setdefault(os.stat(at).st_dev, (shutil.disk_usage(at).free/1e9, at, []))[2].append(name)
+    short = [f'{free:.1f} GB free for {", ".join(names)} at {at}' for free,at,names in disks.values() if free < 2]
+    if short: raise RuntimeError(f'{"; ".join(short)}; Kafka stops when its disk is full, so make room')
+    return '; '.join(f'{free:.0f} GB free for {", ".join(names)}' for free,_,names in disks.values())
+
+def _private(s):
+    there = {name:path for name,path in _places(s).items() if path.exists()}
+    for name,path in there.items():
+        o,chmod = path.stat(),f'chmod -R go= {shlex.quote(str(path))}'
+        if o.st_uid != os.geteuid(): raise RuntimeError(f'{path} ({name}) belongs to user {o.st_uid}, not to you')
+        if o.st_mode & 0o022: raise RuntimeError(f'other users may change {path} ({name}); {chmod}')
+        if o.st_mode & 0o055 and name != 'cache': raise RuntimeError(f'other users may read {path} ({name}); {chmod}')
+    return f'{", ".join(there) or "nothing written yet"}, for this user alone'
+
 # %% ../nbs/06_cli.ipynb #740c51ac
 @add_command(main, 'doctor', 'sepsis doctor')
 def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for check in _java, _jars, _disk, _broker, _topics, _rows, _model:
+    for check in _java, _jars, _disk, _private, _broker, _topics, _rows, _model:
         try: click.echo(printable(f'ok    {check.__name__[1:]}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise

@@ -4,20 +4,24 @@
 
 # %% auto #0
 __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', 'ROWS', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH',
-           'BLOCK', 'Program', 'GAP_H', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
+           'BLOCK', 'Program', 'log', 'GAP_H', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
            'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract',
            'missing_needs', 'warm_up']
 
 # %% ../nbs/01_features.ipynb #72b4b2d0
-import numpy as np, pandas as pd
+import logging, numpy as np, pandas as pd
 from collections import namedtuple
+from contextlib import suppress
 from fastcore.basics import patch
+from functools import partial
 from itertools import zip_longest
-from numba import njit
+from numba import config, njit
+from numba.core.caching import FunctionCache
 
 from .rows.derived import BEDSIDE, COUNTS, GASES, LABS, SCORES, sources
 from .rows.signals import clean, hours, signal_rows
 from .rows.spec import OPERATIONS, WINDOW_OPS, Feature, FeatureSpec, Op, over
+from .settings import load_settings
 
 # %% ../nbs/01_features.ipynb #7360f7a0
 N_ROWS,FIRST,NOW,HOUR,STAY,HEAD = range(6)
@@ -79,10 +83,47 @@ def program(self:FeatureSpec):
         _pad(edges, np.inf), _pad(points, 0.), op, a, b, column, len(combine)-sum(combine), float(self.step_h),
         np.nan if self.fill is None else float(self.fill)))
 
+# %% ../nbs/01_features.ipynb #9d561c29
+log = logging.getLogger(__name__)
+class _Kept(FunctionCache):
+    "numba's cache of a function, without the errors of its folder: then the function is compiled"
+    def load_overload(self, sig, target_context):
+        try: return super().load_overload(sig, target_context)
+        except Exception as e:
+            log.warning('compiled code in %s cannot be used (%s); compiling again', self.cache_path, type(e).__name__)
+            with suppress(OSError): self.flush()
+    def save_overload(self, sig, data):
+        try: super().save_overload(sig, data)
+        except OSError as e: log.warning('compiled code cannot be kept in %s (%s)', self.cache_path, e.strerror)
+
+def _keep(f, folder): # f: of `njit`; folder: that of NUMBA_CACHE_DIR is preferred
+    "Have a function's compiled code kept on disk, if there is a place for it"
+    before = config.CACHE_DIR
+    config.CACHE_DIR = before or folder
+    try: f._cache = _Kept(f.py_func)
+    except (RuntimeError, OSError): _nowhere()
+    finally: config.CACHE_DIR = before
+    return f
+
+# %% ../nbs/01_features.ipynb #b440c30a
+_said = []
+def _nowhere():
+    if not _said: log.warning('no folder for compiled features can be written, so each start compiles them, in some '
+        'seconds; set [paths] cache or NUMBA_CACHE_DIR to one that can')
+    _said.append(1)
+
+def _cache_folder():
+    "In the cache of the settings; empty if they are wrong, of which their reader will hear"
+    try: return str(load_settings().cache/'numba')
+    except (ValueError, OSError): return ''
+_folder = _cache_folder()
+
 # %% ../nbs/01_features.ipynb #ed0fbcc8
-# numba's cache keeps a cell by its own source, not by that of what it inlines
-_how = dict(error_model='numpy', cache=__name__ != '__main__')
-_compiled,_inlined = njit(**_how), njit(**_how, forceinline=True)
+def _compiled(f, **how):
+    "A function compiled at its first call; on a page nothing is kept, because numba knows a cell by its source alone"
+    f = njit(f, error_model='numpy', **how)
+    return f if __name__ == '__main__' else _keep(f, _folder)
+_inlined = partial(_compiled, forceinline=True)
 
 # %% ../nbs/01_features.ipynb #65d1415f
 @patch(as_prop=True)

@@ -14,7 +14,7 @@ from .data import read
 from .model.job import Job, PAGES, check_names, check_places
 from .model.stays import check_labels, check_septic
 from .report.page import page_html
-from .settings import Settings, load_settings
+from .settings import Settings, load_settings, private_folder
 
 # %% ../nbs/02_train.ipynb #98c06df9
 def notebook_path(home=None, name=PAGES['patient'])->Path: # home: folder of settings.ini
@@ -74,8 +74,7 @@ def run_training(params:dict, settings:Settings|None=None, page=None, quiet=Fals
         df,_ = check_labels(read(job.data), job.data)
         if job.protocol == 'patient': check_septic(df, job.data)
     if page is None: page,params = _page_of(job, params, settings.home)
-    settings.reports.mkdir(parents=True, exist_ok=True)
-    out = settings.reports/Path(page).name
+    out = private_folder(settings.reports)/Path(page).name
     draft = out.with_suffix('.failed.ipynb') # its name until the run has succeeded
     with TemporaryDirectory() as d:
         figures = Path(job.metrics_json or f'{d}/figures.json').expanduser()

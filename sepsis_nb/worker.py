@@ -17,7 +17,7 @@ from .model.follow import ASK_S, Follow, note_use, used_before, uses
 from .model.load import load_scorer
 from .model.registry import RegistryError, TryLater
 from .model.scorer import Scorer
-from .settings import Settings, load_settings
+from .settings import Settings, load_settings, private_folder
 from .stream.delivery import (Delivery, Pipeline, absent_signals_line, check_topics, counts_line,
     end_on_error, faust_credentials)
 from .stream.kafka import check_sizes
@@ -94,7 +94,7 @@ class SepsisApp(faust.App):
     def _new_transport(self): return Transport(self.conf.broker_consumer, self)
     async def on_first_start(self):
         folder,conf = self.conf.appdir,self.conf
-        try: folder.mkdir(0o700, parents=True, exist_ok=True)
+        try: private_folder(folder)
         except OSError as e: end_process(exit_code(e),
             f'folder {folder} cannot be created ({e.strerror}); set [paths] work to one that can')
         try: port = web_port(conf.web_bind, conf.web_port)

@@ -8,6 +8,7 @@ from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
 
 ROOT = Path(__file__).resolve().parent.parent
+os.umask(0o077) # as the commands do, which `sepsis doctor` checks
 signal.signal(signal.SIGINT, signal.default_int_handler) # `nohup make test &` ignores it, and children inherit that
 
 @pytest.fixture(scope='session', autouse=True)
@@ -16,6 +17,7 @@ def apart(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('sepsis')
     os.environ |= {'SEPSIS_PATHS_WORK':f'{tmp}/work', 'SEPSIS_PATHS_REPORTS':f'{tmp}/reports',
                    'SEPSIS_MLFLOW_TRACKING_URI':f'sqlite:///{tmp}/mlflow.db', 'SEPSIS_WORKER_WEB_PORT':'0'}
+    os.environ.setdefault('NUMBA_CACHE_DIR', str(load_settings().cache/'numba')) # a new cache would compile anew
     return tmp
 
 @pytest.fixture(scope='session', autouse=True)

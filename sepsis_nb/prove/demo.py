@@ -16,6 +16,7 @@ from ..model.load import load_scorer
 from ..producer import produce
 from .audit import audit_topic, differs_from_table, origin
 from .harness import SUPERVISED, Workers
+from ..settings import private_folder
 from ..stream.broker import start_broker, stop_broker
 from ..stream.kafka import create_topics, read_topic, topic_ends
 from ..train import run_training
@@ -74,7 +75,7 @@ def demo(s, patients=200, data='sample', **job): # patients: to hold out and str
     "Train, stream, check and report; `RuntimeError` if a row is lost, repeated or scored differently"
     t0,folder = time.monotonic(), s.work/'demo'
     def say(text): print(f'[{time.monotonic()-t0:4.0f} s] {text}', flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seen,unseen = hold_out(read(data), patients)
     for name,df in dict(train=seen, stream=unseen).items(): df.to_parquet(folder/f'{name}.parquet', index=False)

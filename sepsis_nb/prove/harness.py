@@ -183,7 +183,8 @@ class Line(Workers):
         own |= dict(SEPSIS_WORKER_APP_ID=f'app-{tag}', SEPSIS_WORKER_WEB_PORT='0',
                     SEPSIS_PATHS_WORK=f'{folder}/work', SEPSIS_PATHS_CACHE=f'{folder}/cache')
         given = {k:v for k,v in os.environ.items() if not k.startswith('SEPSIS_') or k.startswith('SEPSIS_KAFKA_')}
-        super().__init__(folder, cmd, given | own | env)
+        compiled = dict(NUMBA_CACHE_DIR=str(load_settings().cache/'numba')) # a new cache compiles anew
+        super().__init__(folder, cmd, compiled | given | own | env)
         self.s = load_settings(env={k:v for k,v in self.env.items() if k.startswith('SEPSIS_')})
     def __enter__(self):
         self.make_topics()

@@ -18,7 +18,7 @@ from kafka.admin import UserScramCredentialUpsertion
 from pathlib import Path
 from tqdm import tqdm
 from typing import NamedTuple
-from ..settings import BrokerConfig, Kafka, Settings, load_settings
+from ..settings import BrokerConfig, Kafka, Settings, load_settings, private_folder
 from .connect import answers_kafka
 from .kafka import admin_client, wait_for
 
@@ -66,7 +66,7 @@ def fetch_jars(cache:Path|None=None, progress:bool=True)->Path: # cache: None: t
     folder = jar_folder(cache or load_settings().cache)
     if not (missing := check_jars(folder)): return folder
     import truststore
-    folder.mkdir(0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     truststore.inject_into_ssl()
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix='fetch-') as tmp, ThreadPoolExecutor(4) as pool:
@@ -166,8 +166,7 @@ def _java(self:Broker, main, *params):
 @patch
 def _prepare(self:Broker):
     "Write the configuration; format the folder if it is new. `RuntimeError` has the tool's message"
-    self.data.mkdir(0o700, parents=True, exist_ok=True)
-    self.data.chmod(0o700) # also one of an earlier version
+    private_folder(self.data).chmod(0o700) # also one of an earlier version
     if self.log.exists(): self.log.replace(self.data/'broker.log.1')
     for name in 'broker.log', 'broker.json', 'broker.pem', 'server.properties': (self.data/name).touch(0o600)
     if self.security:
@@ -315,7 +314,7 @@ def broker_status(settings:Settings)->BrokerStatus:
 # %% ../../nbs/stream/11_broker.ipynb #417aed75
 def _locked(folder):
     "A file that only one process at a time can have open like this, for one folder"
-    folder.mkdir(0o700, parents=True, exist_ok=True)
+    private_folder(folder)
     (folder/'lock').touch(0o600)
     f = open(folder/'lock', 'w')
     fcntl.flock(f, fcntl.LOCK_EX)

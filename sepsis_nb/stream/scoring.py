@@ -125,7 +125,7 @@ def _forget(batch, here, m, limit):
     reason = 'forgotten: a message without a value asks that this patient be forgotten'
     batch.dead.append((m.partition, *dead_letter(m, reason, limit)))
     batch.counts['forgotten'] += 1
-    if len(id) > MAX_ID: return # no row has such an id, and its record would not fit the state topic
+    if len(id) > MAX_ID or id.encode() != m.key: return # no row has such an id
     i = here.slot(id) # can replace the arrays, so it comes before they are read
     if m.offset <= here.offset[i]: return # done before
     i = _begin_anew(batch, here, m.partition, id)

@@ -13,7 +13,7 @@ import errno, logging, os, signal, socket, subprocess, sys, threading, time
 log = logging.getLogger(__name__)
 EXIT_CODES = {
     0:'a stop was requested',
-    os.EX_CONFIG:'EX_CONFIG, a setting, topic, right, certificate, login or model is wrong; its last line says how',
+    os.EX_CONFIG:'EX_CONFIG, a wrong setting, topic, right, certificate, login or model: its last line says which',
     os.EX_UNAVAILABLE:'EX_UNAVAILABLE, Kafka, a name in DNS or the model store does not answer',
     os.EX_TEMPFAIL:'EX_TEMPFAIL, rows waited and none was committed, a disk was full, or the start took too long',
     os.EX_SOFTWARE:'EX_SOFTWARE, a batch failed, the program or a part of it did, or a stop took too long',
