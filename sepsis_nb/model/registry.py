@@ -190,7 +190,7 @@ def _rows(store, query, values):
     check_store(store)
     if not (path := _sqlite_path(store)): return
     try:
-        with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=5, uri=True)) as db: # s
+        with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=3, uri=True)) as db: # s
             return db.execute(query, values).fetchall()
     except sqlite3.Error as e:
         if 'locked' in str(e): raise StoreAway(f'MLflow store {store}: {e}') from None
@@ -251,7 +251,8 @@ def resolve(uri:str, store:str='')->Ref: # uri: see `_ADDRESS`; store: tracking 
         source,run_id = _origin(store, source, run_id)
         known = _known_of(store, id) if (id := _key(source, run_id)).startswith('m-') else {}
     except RegistryError as e:
-        todo = '' if 'fix [' in str(e) else '; train one with `sepsis train`, or fix [model] uri'
+        done = isinstance(e, TryLater) or 'fix [' in str(e)
+        todo = '' if done else '; train one with `sepsis train`, or fix [model] uri'
         raise type(e)(f"model URI '{uri}' cannot be found: {str(e).rstrip('.')}{todo}") from None
     return Ref(uri, id, source, m['name'], str(v), run_id, **known)
 
@@ -318,7 +319,7 @@ def _download(source, store, part):
             '(a link to the new folder will do), or train again')
         try: got = Path(download_artifacts(at, dst_path=part, tracking_uri=store))
         except Exception as e:
-            if _FULL.search(str(e)): raise NoCache(str(e).splitlines()[0]) from None
+            if full := _FULL.search(str(e)): raise NoCache(full[0]) from None
             if isinstance(e, OSError): raise RegistryError(f'its files at {at} cannot be read ({e})') from None
             raise
     if not (got/'MLmodel').is_file(): raise RegistryError(f'{at} holds no MLflow model')
