@@ -8,7 +8,7 @@ __all__ = ['QUIET', 'GATE', 'DIGEST', 'PROVED', 'log', 'RegistryError', 'TryLate
            'read_note', 'write_note', 'kept', 'keep', 'NoCache', 'fetch', 'fetched', 'resolve_or_last']
 
 # %% ../../nbs/model/61_registry.ipynb #15cea325
-import errno, json, logging, numpy as np, os, re, socket, tempfile
+import errno, json, logging, numpy as np, os, re, socket, tempfile, threading
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
@@ -96,6 +96,11 @@ def at_store(uri:str, create:bool=False): # as for `check_store`
         for k in mine: os.environ.pop(k, None)
 
 # %% ../../nbs/model/61_registry.ipynb #8b35d260
+def _local(source): # None: its files are on no disk of this machine
+    if source.startswith('/'): return Path(source)
+    u = urlsplit(source)
+    return Path(url2pathname(u.path)) if u.scheme == 'file' else None
+
 def use_store(tracking_uri:str, experiment:str)->str: # both are made if they are not there
     "Make `tracking_uri` MLflow's store and `experiment` its experiment; returns its id; `RegistryError`"
     path = _sqlite_path(tracking_uri)
@@ -105,6 +110,10 @@ def use_store(tracking_uri:str, experiment:str)->str: # both are made if they ar
         if found and found.lifecycle_stage == 'deleted': raise RegistryError(
             f"experiment '{experiment}' in {tracking_uri} was deleted; restore it with "
             f'`mlflow experiments restore -x {found.experiment_id}`, or set [mlflow] experiment')
+        at = _local(found.artifact_location) if found and path else None
+        if at and not at.is_dir() and at.as_uri() != place: raise RegistryError(
+            f"experiment '{experiment}' in {tracking_uri} keeps its files in {at}, which is not there; if the store "
+            'was moved, put them there again (a link to the new folder will do), or set another [mlflow] experiment')
         id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
     import mlflow
     os.environ |= {k:v for k,v in QUIET.items() if k not in os.environ}
@@ -275,7 +284,7 @@ def read_note(file:Path, keys)->dict: # keys: of a JSON object of strings
 def write_note(file:Path, found:dict):
     "Write a note whole or not at all; `OSError`"
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
+    part = file.with_name(f'{file.name}.{os.getpid()}-{threading.get_ident()}.part')
     try:
         part.write_text(json.dumps(found), encoding='utf-8')
         part.replace(file)
@@ -293,11 +302,6 @@ def keep(home:Path, **known): # digest and proved
 log = logging.getLogger(__name__)
 class NoCache(OSError): "The cache cannot be written"
 _FULL = re.compile('|'.join(os.strerror(o) for o in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)))
-
-def _local(source): # None: its files are on no disk of this machine
-    if source.startswith('/'): return Path(source)
-    u = urlsplit(source)
-    return Path(url2pathname(u.path)) if u.scheme == 'file' else None
 
 # MLflow itself asks the store that is set, whatever it is told
 def _location(client, source):
@@ -330,6 +334,7 @@ def _put(got, home):
     "Move a fetched folder into its place; another process may be first, with the same files"
     found = folder_digest(got)
     write_note(_note(home), dict(digest=found))
+    if home.is_dir() and folder_digest(home) == found: return
     if home.exists(): home.rename(got.with_name('old'))
     try: got.rename(home)
     except OSError:
