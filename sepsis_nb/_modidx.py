@@ -359,6 +359,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'sepsis_nb.model.load': { 'sepsis_nb.model.load._child': ('model/load.html#_child', 'sepsis_nb/model/load.py'),
                                       'sepsis_nb.model.load._found': ('model/load.html#_found', 'sepsis_nb/model/load.py'),
                                       'sepsis_nb.model.load._is_proved': ('model/load.html#_is_proved', 'sepsis_nb/model/load.py'),
+                                      'sepsis_nb.model.load._limit': ('model/load.html#_limit', 'sepsis_nb/model/load.py'),
                                       'sepsis_nb.model.load._prove_once': ('model/load.html#_prove_once', 'sepsis_nb/model/load.py'),
                                       'sepsis_nb.model.load.check_contract': ('model/load.html#check_contract', 'sepsis_nb/model/load.py'),
                                       'sepsis_nb.model.load.folder_scorer': ('model/load.html#folder_scorer', 'sepsis_nb/model/load.py'),

@@ -7,7 +7,7 @@ __all__ = ['CPU_S', 'WALL_S', 'MEMORY_GB', 'check_contract', 'load_scaler', 'fol
 
 # %% ../../nbs/model/63_load.ipynb #a5819fe0
 import json, numpy as np, os, resource, signal, subprocess, sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from ..features import FeatureSpec
@@ -77,15 +77,21 @@ def folder_scorer(
 
 # %% ../../nbs/model/63_load.ipynb #e5de2d31
 CPU_S,WALL_S,MEMORY_GB = 60, 300, 8 # what loading may take: s of processor time, s, GB of address space
+def _limit(what, most, hard=None): # hard: where the process is killed; None: `most`
+    "Set a limit of this process, at most the one that it has"
+    has = resource.getrlimit(what)[1]
+    limits = (o if has == resource.RLIM_INFINITY else min(o, has) for o in (most, hard or most))
+    with suppress(ValueError, OSError): resource.setrlimit(what, tuple(limits)) # macOS has no limit of address space
+
 def _child():
     "The child of `prove`: what to load comes as JSON in an argument, the answer goes to standard output"
     o = json.loads(sys.argv[1])
     out,silent = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     for fd in 1, 2: os.dup2(silent, fd) # the libraries write there, too
     signal.setitimer(signal.ITIMER_REAL, o['wall_s']) # also when the parent is gone
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (o['cpu_s'], o['cpu_s']+5))
-    resource.setrlimit(resource.RLIMIT_AS, (int(o['memory_gb']*1e9),)*2)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, o['cpu_s'], o['cpu_s']+5)
+    _limit(resource.RLIMIT_AS, int(o['memory_gb']*1e9))
     uri,answer = o['ref']['uri'], {}
     try:
         scorer = folder_scorer(Path(o['folder']), Ref(**o['ref']), o['scaler'])
@@ -102,11 +108,13 @@ def prove(folder:Path, ref:Ref, scaler:tuple=(), cpu_s=CPU_S, wall_s=WALL_S, mem
     "Load a model (as `folder_scorer`) in a child process; `RegistryError`: its files are wrong, `TryLater`: not known"
     given = dict(folder=str(folder), ref=asdict(ref), scaler=[str(o) for o in scaler])
     given |= dict(cpu_s=cpu_s, wall_s=wall_s, memory_gb=memory_gb)
-    code = 'from sepsis_nb.model.load import _child; _child()'
+    code = ('import sys; root = sys.argv.pop(); sys.path[:0] = [root]*(root not in sys.path); ' # this very package
+            'from sepsis_nb.model.load import _child; _child()')
+    root = str(Path(__file__).resolve().parents[2]) if '__file__' in globals() else ''
     env = os.environ | {f'{o}_NUM_THREADS':'1' for o in ('OMP', 'OPENBLAS', 'MKL')} # threads take address space
     def refuse(why): raise RegistryError(f"'{ref.uri}': its files {why}; log the model again")
     def later(why): raise TryLater(f"model '{ref.uri}' could not be checked: {why}") from None
-    try: r = subprocess.run([sys.executable, '-P', '-c', code, json.dumps(given)], env=env, timeout=wall_s+10,
+    try: r = subprocess.run([sys.executable, '-P', '-c', code, json.dumps(given), root], env=env, timeout=wall_s+10,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as e: later(f'no process for it could be started ({e})')
     except subprocess.TimeoutExpired: later(f'its process did not end within {wall_s} s')

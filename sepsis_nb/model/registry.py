@@ -8,7 +8,7 @@ __all__ = ['QUIET', 'GATE', 'DIGEST', 'PROVED', 'log', 'RegistryError', 'TryLate
            'read_note', 'write_note', 'kept', 'keep', 'NoCache', 'fetch', 'fetched', 'resolve_or_last']
 
 # %% ../../nbs/model/61_registry.ipynb #15cea325
-import errno, json, logging, numpy as np, os, re, socket, tempfile
+import errno, json, logging, numpy as np, os, re, socket, tempfile, threading
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
@@ -96,6 +96,11 @@ def at_store(uri:str, create:bool=False): # as for `check_store`
         for k in mine: os.environ.pop(k, None)
 
 # %% ../../nbs/model/61_registry.ipynb #8b35d260
+def _local(source): # None: its files are on no disk of this machine
+    if source.startswith('/'): return Path(source)
+    u = urlsplit(source)
+    return Path(url2pathname(u.path)) if u.scheme == 'file' else None
+
 def use_store(tracking_uri:str, experiment:str)->str: # both are made if they are not there
     "Make `tracking_uri` MLflow's store and `experiment` its experiment; returns its id; `RegistryError`"
     path = _sqlite_path(tracking_uri)
@@ -105,6 +110,10 @@ def use_store(tracking_uri:str, experiment:str)->str: # both are made if they ar
         if found and found.lifecycle_stage == 'deleted': raise RegistryError(
             f"experiment '{experiment}' in {tracking_uri} was deleted; restore it with "
             f'`mlflow experiments restore -x {found.experiment_id}`, or set [mlflow] experiment')
+        at = _local(found.artifact_location) if found and path else None
+        if at and not at.is_dir() and at.as_uri() != place: raise RegistryError(
+            f"experiment '{experiment}' in {tracking_uri} keeps its files in {at}, which is not there; if the store "
+            'was moved, put them there again (a link to the new folder will do), or set another [mlflow] experiment')
         id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=place)
     import mlflow
     os.environ |= {k:v for k,v in QUIET.items() if k not in os.environ}
@@ -190,7 +199,7 @@ def _rows(store, query, values):
     check_store(store)
     if not (path := _sqlite_path(store)): return
     try:
-        with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=5, uri=True)) as db: # s
+        with closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', timeout=3, uri=True)) as db: # s
             return db.execute(query, values).fetchall()
     except sqlite3.Error as e:
         if 'locked' in str(e): raise StoreAway(f'MLflow store {store}: {e}') from None
@@ -251,7 +260,8 @@ def resolve(uri:str, store:str='')->Ref: # uri: see `_ADDRESS`; store: tracking 
         source,run_id = _origin(store, source, run_id)
         known = _known_of(store, id) if (id := _key(source, run_id)).startswith('m-') else {}
     except RegistryError as e:
-        todo = '' if 'fix [' in str(e) else '; train one with `sepsis train`, or fix [model] uri'
+        done = isinstance(e, TryLater) or 'fix [' in str(e)
+        todo = '' if done else '; train one with `sepsis train`, or fix [model] uri'
         raise type(e)(f"model URI '{uri}' cannot be found: {str(e).rstrip('.')}{todo}") from None
     return Ref(uri, id, source, m['name'], str(v), run_id, **known)
 
@@ -274,7 +284,7 @@ def read_note(file:Path, keys)->dict: # keys: of a JSON object of strings
 def write_note(file:Path, found:dict):
     "Write a note whole or not at all; `OSError`"
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
+    part = file.with_name(f'{file.name}.{os.getpid()}-{threading.get_ident()}.part')
     try:
         part.write_text(json.dumps(found), encoding='utf-8')
         part.replace(file)
@@ -292,11 +302,6 @@ def keep(home:Path, **known): # digest and proved
 log = logging.getLogger(__name__)
 class NoCache(OSError): "The cache cannot be written"
 _FULL = re.compile('|'.join(os.strerror(o) for o in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)))
-
-def _local(source): # None: its files are on no disk of this machine
-    if source.startswith('/'): return Path(source)
-    u = urlsplit(source)
-    return Path(url2pathname(u.path)) if u.scheme == 'file' else None
 
 # MLflow itself asks the store that is set, whatever it is told
 def _location(client, source):
@@ -318,7 +323,7 @@ def _download(source, store, part):
             '(a link to the new folder will do), or train again')
         try: got = Path(download_artifacts(at, dst_path=part, tracking_uri=store))
         except Exception as e:
-            if _FULL.search(str(e)): raise NoCache(str(e).splitlines()[0]) from None
+            if full := _FULL.search(str(e)): raise NoCache(full[0]) from None
             if isinstance(e, OSError): raise RegistryError(f'its files at {at} cannot be read ({e})') from None
             raise
     if not (got/'MLmodel').is_file(): raise RegistryError(f'{at} holds no MLflow model')
@@ -329,6 +334,7 @@ def _put(got, home):
     "Move a fetched folder into its place; another process may be first, with the same files"
     found = folder_digest(got)
     write_note(_note(home), dict(digest=found))
+    if home.is_dir() and folder_digest(home) == found: return
     if home.exists(): home.rename(got.with_name('old'))
     try: got.rename(home)
     except OSError:
