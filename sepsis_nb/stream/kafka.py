@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'tls_context', 'client_args', 'answers_kafka', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
            'WrongTopic', 'identify_topic', 'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition',
-           'access_rules', 'grant']
+           'read_growth', 'access_rules', 'grant']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, socket, ssl, struct, time
@@ -17,7 +17,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from kafka.partitioner.default import murmur2
 from uuid import UUID
 from ..settings import Kafka, Topics, Worker
-from .progress import TopicId
+from .progress import GROWTH_KEY, Growth, TopicId, unpack_growth
 
 # %% ../../nbs/stream/10_kafka.ipynb #67e2f01f
 log = logging.getLogger(__name__)
@@ -202,6 +202,14 @@ def read_topic(
 def default_partition(key:bytes, partitions:int)->int:
     "Partition of a key by Kafka's default partitioner"
     return (murmur2(key) & 0x7fffffff)%partitions
+
+# %% ../../nbs/stream/10_kafka.ipynb #7e35db07
+def read_growth(kafka:Kafka, topic:str, partition:int)->Growth|None: # topic, partition: that have the record
+    "The growth that has begun and is not done; None: there is none"
+    ends,found = topic_ends(topic, kafka), None
+    for r in read_topic(topic, kafka, start=ends | {partition:0}) if partition in ends else ():
+        if r.key == GROWTH_KEY: found = r.value
+    return unpack_growth(found) if found else None
 
 # %% ../../nbs/stream/10_kafka.ipynb #9fbbe050
 def access_rules(topics:Topics, producer=(), worker=(), consumer=(), app_id:str=Worker.app_id)->list:
