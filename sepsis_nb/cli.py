@@ -99,9 +99,10 @@ def _topics_grow(partitions, settle, yes):
     "Give the topics more partitions, and move the patients' states along, while workers run."
     from sepsis_nb.stream.grow import grow, plan_growth
     s = load_settings()
-    m = grow(s, partitions, settle, say=click.echo, progress=True) if yes else plan_growth(s, partitions, progress=True)
+    if yes: m = grow(s, partitions, settle, say=click.echo, progress=True)
+    else: m = plan_growth(s, partitions, progress=True)
     click.echo(m.table().to_string())
-    if m.misplaced: click.echo(f"{m.misplaced} patients stay: they are not where Kafka's default partitioner puts them.")
+    if n := m.misplaced: click.echo(f"{n} patients stay: they are not where Kafka's default partitioner puts them.")
     if not yes: return click.echo(f'{m.moved} of {m.patients} patients would move. '
                                   'Nothing was changed; --yes moves them.')
     click.echo(f'{m.moved} of {m.patients} patients have moved. Now set [topics] partitions = {partitions} in '
