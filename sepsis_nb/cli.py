@@ -91,6 +91,25 @@ def _topics_grant(producer, worker, consumer):
     for found,note in (rules, ''), (earlier, ' (there before; remove it if that is too much)'):
         for who,may,kind,name in found: click.echo(f'{who} may {may} {kind} {name}{note}')
 
+# %% ../nbs/06_cli.ipynb #e67eb178
+@add_command(topics, 'grow', 'sepsis topics grow --partitions 8 --yes')
+@click.option('--partitions', type=click.IntRange(1), required=True, help='Partitions that all topics are to have.')
+@click.option('--settle', type=click.FloatRange(0), default=310., show_default=True,
+              help='Seconds in which all senders notice the new partitions (their metadata.max.age.ms).')
+@click.option('--yes', is_flag=True, help='Do it; without it, only show what would move.')
+def _topics_grow(partitions, settle, yes):
+    "Give the topics more partitions, and move the patients' states along, while workers run."
+    from sepsis_nb.stream.grow import grow, plan_growth
+    s = load_settings()
+    if yes: m = grow(s, partitions, settle, say=click.echo, progress=True)
+    else: m = plan_growth(s, partitions, progress=True)
+    click.echo(m.table().to_string())
+    if n := m.misplaced: click.echo(f"{n} patients stay: they are not where Kafka's default partitioner puts them.")
+    if not yes: return click.echo(f'{m.moved} of {m.patients} patients would move. '
+                                  'Nothing was changed; --yes moves them.')
+    click.echo(f'{m.moved} of {m.patients} patients have moved. Now set [topics] partitions = {partitions} in '
+               'settings.ini, for `sepsis topics create`.')
+
 # %% ../nbs/06_cli.ipynb #7b77e2cd
 @add_command(main, 'produce', 'sepsis produce patient3.csv --loops 1 --speed 60')
 @click.argument('paths', nargs=-1, required=True)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'ADDED_KB', 'COMMITTED', 'MOST_POLLED', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
            'check_sizes', 'WrongTopic', 'identify_topic', 'PolledRecords', 'open_consumer', 'readable', 'topic_ends',
-           'topic_offsets_at', 'read_topic', 'default_partition', 'access_rules', 'grant', 'worker_topics']
+           'topic_offsets_at', 'read_topic', 'default_partition', 'read_growth', 'access_rules', 'grant',
+           'worker_topics']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, time
@@ -22,8 +23,7 @@ from uuid import UUID
 from ..settings import Kafka, Topics, Worker
 from .batches import Batches, Undecodable
 from .connect import Refused, check_address, client_args
-from .progress import TopicId
-
+from .progress import GROWTH_KEY, Growth, TopicId, unpack_growth
 
 # %% ../../nbs/stream/10_kafka.ipynb #a33108bb
 def _check_advertised(kafka, admin):
@@ -250,6 +250,14 @@ def read_topic(
 def default_partition(key:bytes, partitions:int)->int:
     "Partition of a key by Kafka's default partitioner"
     return (murmur2(key) & 0x7fffffff)%partitions
+
+# %% ../../nbs/stream/10_kafka.ipynb #7e35db07
+def read_growth(kafka:Kafka, topic:str, partition:int)->Growth|None: # topic, partition: that have the record
+    "The growth that has begun and is not done; None: there is none"
+    ends,found = topic_ends(topic, kafka), None
+    for r in read_topic(topic, kafka, start=ends | {partition:0}) if partition in ends else ():
+        if r.key == GROWTH_KEY: found = r.value
+    return unpack_growth(found) if found else None
 
 # %% ../../nbs/stream/10_kafka.ipynb #9fbbe050
 def access_rules(topics:Topics, producer=(), worker=(), consumer=(), app_id:str=Worker.app_id)->list:

@@ -125,6 +125,7 @@ def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=60.): # wait_s: a 
             f'Kafka took this process for dead ({type(e).__name__}), and another one may do its work; '
             'run the command again: it finds what was sent') from None
     try:
+        c.partitions_for_topic(topic) # the leader of a group assigns only what it knows, and says so
         c.subscribe([topic])
         while first not in c.assignment():
             if time.monotonic() > until: raise RuntimeError(

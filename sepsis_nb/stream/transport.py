@@ -79,7 +79,8 @@ class FetchConsumer(driver.Consumer):
     "A consumer whose messages are whole fetches, for one agent that calls `finish` after each"
     every_s = 0.     # Seconds from fetch to fetch, at least, so that more rows share one
     fetched_s = 0.   # Time of the last fetch
-    place = None     # Async function: {partition: committed offset} to {partition: start}, or None: try again
+    place = None     # Async function: {partition: committed offset} to {partition: start}; a start of None: not read;
+                     # None instead of all: try again
     placed,at = None, {} # Generation that was placed; its partitions to the offsets up to which they are read
     def _new_consumer_thread(self): return FetchThread(self, loop=self.loop, beacon=self.beacon)
     async def getmany(self, timeout): # seconds
@@ -114,7 +115,9 @@ async def start_reading(self:FetchConsumer):
     starts = await self.place(committed) if tps else {}
     if starts is None: await self.sleep(1.)
     if starts is None or set(starts) != set(committed) or generation != self.app.consumer_generation_id: return False
-    starts = {tp:starts[tp.partition] for tp in tps}
+    starts = {tp:start for tp in tps if (start := starts[tp.partition]) is not None}
+    self.resume_partitions(starts)
+    self.pause_partitions(tps-set(starts))
     await self.seek_wait(starts)
     for tp,start in starts.items():
         was = committed[tp.partition] or 0

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from functools import partial
 from ..settings import Kafka, Topics
 from .connect import client_args
-from .kafka import COMMITTED, WrongTopic, identify_topic, read_topic, topic_ends
+from .kafka import COMMITTED, WrongTopic, identify_topic, read_growth, read_topic, topic_ends
 from .process import end_process
 from .progress import PROGRESS_KEY
 from .states import StateRecords
@@ -46,8 +46,9 @@ class Watch(threading.Thread):
             if not self.consumer: self.consumer = kafka_python.KafkaConsumer(
                 **client_args(s.kafka), group_id=s.worker.app_id, enable_auto_commit=False, request_timeout_ms=10_000,
                 isolation_level=COMMITTED)
-            partitions = self.consumer.partitions_for_topic(s.topics.input) or ()
-            tps = [kafka_python.TopicPartition(s.topics.input, p) for p in partitions]
+            partitions,known = self.consumer.partitions_for_topic(s.topics.input) or (), self.topic()
+            tps = [kafka_python.TopicPartition(s.topics.input, p) for p in partitions
+                   if not known or p < known.partitions] # the others wait until states are moved
             first,ends = self.consumer.beginning_offsets(tps), self.consumer.end_offsets(tps)
             return {tp.partition:(ends[tp], max(first[tp], self.consumer.committed(tp) or 0)) for tp in tps}
         except (kafka_python.errors.KafkaError, OSError, ValueError): self.consumer = None
@@ -69,18 +70,24 @@ class Watch(threading.Thread):
 # %% ../../nbs/stream/33_watch.ipynb #37dd2539
 @patch
 def check_topic(self:Watch):
-    "End if the input topic was made again; log once a minute if it has more partitions"
+    "End if the topic was made again, or states are moved; log once a minute if it has more partitions"
     known,s = self.topic(), self.settings
     if not known: return
-    try: now = identify_topic(s.kafka, s.topics.input)
-    except (kafka_python.errors.KafkaError, OSError, LookupError, WrongTopic): return # this process goes on as it can
+    try:
+        now = identify_topic(s.kafka, s.topics.input)
+        changed,home = now.partitions != known.partitions, min(now.partitions, known.partitions)
+        growth = read_growth(s.kafka, s.topics.state, home) if changed else None
+    except (kafka_python.errors.KafkaError, OSError, LookupError, ValueError, WrongTopic):
+        return # this process goes on as it can
     if now.id != known.id: end_process(os.EX_TEMPFAIL,
         f'topic {s.topics.input} was made again; ending, to be started again with its first row')
-    if now.partitions != known.partitions and time.monotonic()-self.grown > 60:
+    if growth and growth.moving: end_process(os.EX_TEMPFAIL,
+        'topics are being grown: the states are moved now; ending, to be started again')
+    if changed and time.monotonic()-self.grown > 60:
         self.grown = time.monotonic()
-        log.error('topic %s has %d partitions now, and this worker knows %d: rows in the others wait; '
-                  'run `sepsis topics grow --partitions %d --yes`', s.topics.input, now.partitions, known.partitions,
-                  now.partitions)
+        log.error('topic %s has %d partitions now, and states lie by %d: rows in the others wait; if no '
+                  '`sepsis topics grow` runs: `sepsis topics grow --partitions %d --yes`', s.topics.input,
+                  now.partitions, known.partitions, now.partitions)
 
 # %% ../../nbs/stream/33_watch.ipynb #6902a0e3
 def account(kafka:Kafka, topics:Topics)->dict:
