@@ -155,7 +155,8 @@ def _consumer(topic, kafka):
     "A consumer without a group, assigned to all partitions; `LookupError` lists the topics that exist"
     wait_for(kafka)
     with closing(KafkaConsumer(**client_args(kafka), enable_auto_commit=False, auto_offset_reset='earliest',
-                               allow_auto_create_topics=False, max_poll_records=5000)) as c:
+                               allow_auto_create_topics=False, max_poll_records=5000,
+                               isolation_level='read_committed')) as c:
         if not (found := c.partitions_for_topic(topic)): raise LookupError(
             f"topic '{topic}' does not exist at {kafka.bootstrap_servers}, or may not be read with this login; "
             f"there are {', '.join(sorted(c.topics())) or 'none'}. Create the topics with `sepsis topics create`.")
