@@ -34,7 +34,7 @@ def undamaged(store):
     inputs += [Record('input-topic', 0, ends[0]+n, k, v, (), 1_700_000_000_000) for n,(k,v) in enumerate(BAD)]
     want = undisturbed(scorer, inputs, 512*1024)
     def topic(found): return [Record('t', p, n, *o, n) for n,(p,*o) in enumerate(found.values())]
-    states = [Record('t', p, n, key, raw, (), n) for n,((p,key),raw) in enumerate(want.states.items())]
+    states = [Record('t', p, n, key, raw, (), n) for n,(p,key,raw) in enumerate(want.records.values())]
     topics = dict(outputs=topic(want.outputs), alerts=topic(want.alerts), dead=topic(want.dead), states=states)
     return scorer, df, want, topics | dict(committed={0:ends[0]+len(BAD), 1:ends[1]}, spec=scorer.spec)
 
@@ -50,6 +50,7 @@ PLANTED = dict( # topic, what is done to its records, what the audit must find
     other_partition=('outputs', first(partition=9), dict(diverged=1)),
     other_dead_letter=('dead', damaged, dict(diverged=1)),
     other_state=('states', damaged, dict(states=1)),
+    lost_clock=('states', lambda rs: [r for r in rs if r.key or r.partition], dict(states=1)),
     unexpected_state=('states', lambda rs: rs+[rs[0]._replace(key=b'nobody')], dict(states=1)),
     repeat=('outputs', lambda rs: rs+rs[3:7], dict(repeated=4)),
     other_repeat=('outputs', lambda rs: rs+[rs[3]._replace(key=b'other')], dict(repeated=1, differing=1)),

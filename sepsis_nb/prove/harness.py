@@ -127,12 +127,12 @@ class Workers:
     def __init__(self, folder, cmd=WORKER, env=None): # env: of the processes; None: that of this one
         self.folder,self.cmd,self.env,self.procs,self.logs = Path(folder), cmd, dict(env or os.environ), [], []
         self.folder.mkdir(parents=True, exist_ok=True)
-    def start(self, **env): # env: more variables
+    def start(self, out=None, **env): # out: file number of its output, None: its log; env: more variables
         "One more process: a `psutil.Popen` with its `log` and `began`, Unix s"
         log = self.folder/f'worker-{len(self.logs)+1}.log'
         self.logs.append(log)
-        with open(log, 'wb') as out:
-            p = psutil.Popen(self.cmd, env=self.env | env, cwd=self.folder, stdout=out,
+        with open(log, 'wb') as f:
+            p = psutil.Popen(self.cmd, env=self.env | env, cwd=self.folder, stdout=f if out is None else out,
                              stderr=subprocess.STDOUT, start_new_session=True)
         p.log,p.began = log,time.time()
         self.procs.append(p)
@@ -212,9 +212,11 @@ def make_topics(self:Line):
 
 # %% ../../nbs/prove/00_harness.ipynb #d6248b1f
 @patch
+def connect(self:Line): return connect(self.s.kafka, self.s.topics.input) # noqa: F811
+@patch
 def send(self:Line, df, rows_per_s=None, stop=None): # rows_per_s: None: as fast as it goes; stop: a `Stop`
     "Send rows until `stop`; how many the broker has taken, `ConnectionError` if it did not take some"
-    box = Outbox(connect(self.s.kafka, self.s.topics.input), self.s.topics.input, stop)
+    box = Outbox(self.connect(), self.s.topics.input, stop)
     stream(box, df, None if rows_per_s is None else np.arange(len(df))/rows_per_s)
     box.close(60)
     if box.error or box.waiting: raise ConnectionError(
@@ -229,9 +231,9 @@ def sending(line, df, rows_per_s): # as for `Line.send`
         try: yield pool.submit(line.send, df, rows_per_s, stop)
         finally: stop.why = 'enough'
 @patch
-def send_raw(self:Line, records): # (key, value) pairs of bytes or None
+def send_raw(self:Line, records, **how): # (key, value) pairs of bytes or None; how: arguments of `KafkaProducer`
     "Bytes to the input topic as they are"
-    producer = KafkaProducer(**client_args(self.s.kafka))
+    producer = KafkaProducer(**client_args(self.s.kafka), **how)
     for key,value in records: producer.send(self.s.topics.input, value, key=key)
     producer.close()
 

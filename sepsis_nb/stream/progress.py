@@ -78,12 +78,12 @@ def place(found:Progress|None, topic:TopicId, first:int, end:int, committed:int|
     if found is None: found = Progress(topic, first if committed is None else min(committed, end))
     was,now = found.topic.partitions, topic.partitions
     if was != now and was and now: raise PartitionsChanged(was, now)
-    if found.topic.id != topic.id and bytes(16) not in (found.topic.id, topic.id):
-        return Start(replace(found, topic=topic, end=first), made_again=True)
+    again = found.topic.id != topic.id and bytes(16) not in (found.topic.id, topic.id)
+    if again: found = replace(found, end=0)
     at = min(found.end, end)
     lost = (at, first-1) if first > at else ()
     new = replace(found, topic=topic, end=max(at, first), unanswered=found.unanswered+max(0, first-at))
-    return Start(new, lost, cut_short=found.end-at)
+    return Start(new, lost, again, found.end-at)
 
 # %% ../../nbs/stream/25_progress.ipynb #cfa125a6
 GROWTH_KEY = b'\xff'
