@@ -1335,6 +1335,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'sepsis_nb.stream.watch.Watch.run': ('stream/watch.html#watch.run', 'sepsis_nb/stream/watch.py')},
             'sepsis_nb.train': { 'sepsis_nb.train.TrainingFailed': ('train.html#trainingfailed', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train._execute': ('train.html#_execute', 'sepsis_nb/train.py'),
+                                 'sepsis_nb.train._literal': ('train.html#_literal', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train._page_of': ('train.html#_page_of', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train.notebook_path': ('train.html#notebook_path', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train.run_summary': ('train.html#run_summary', 'sepsis_nb/train.py'),
