@@ -1684,6 +1684,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'sepsis_nb.terminal.printable': ('terminal.html#printable', 'sepsis_nb/terminal.py')},
             'sepsis_nb.train': { 'sepsis_nb.train.TrainingFailed': ('train.html#trainingfailed', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train._execute': ('train.html#_execute', 'sepsis_nb/train.py'),
+                                 'sepsis_nb.train._literal': ('train.html#_literal', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train._page_of': ('train.html#_page_of', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train.notebook_path': ('train.html#notebook_path', 'sepsis_nb/train.py'),
                                  'sepsis_nb.train.run_summary': ('train.html#run_summary', 'sepsis_nb/train.py'),

@@ -393,7 +393,7 @@ def _private(s):
         o,chmod = path.stat(),f'chmod -R go= {shlex.quote(str(path))}'
         if o.st_uid != os.geteuid(): raise RuntimeError(f'{path} ({name}) belongs to user {o.st_uid}, not to you')
         if o.st_mode & 0o022: raise RuntimeError(f'other users may change {path} ({name}); {chmod}')
-        if o.st_mode & 0o055 and name != 'cache': raise RuntimeError(f'other users may read {path} ({name}); {chmod}')
+        if o.st_mode & 0o055: raise RuntimeError(f'other users may read {path} ({name}); {chmod}')
     return f'{", ".join(there) or "nothing written yet"}, for this user alone'
 
 # %% ../nbs/06_cli.ipynb #740c51ac

@@ -29,11 +29,12 @@ class TrainingFailed(RuntimeError):
     "A cell of the training page failed; the message names it and where the executed page is"
 
 # %% ../nbs/02_train.ipynb #887fcfac
+def _literal(path): return str(path).replace('{', '{{').replace('}', '}}') # papermill fills in parameters
 def _page_of(job, params, home):
     "Page of a job's protocol, and what of `params` it takes; `ValueError` for a parameter that it cannot follow"
     import papermill
     page = notebook_path(home, PAGES[job.protocol])
-    takes = papermill.inspect_notebook(str(page))
+    takes = papermill.inspect_notebook(_literal(page))
     if job.external and 'external' not in takes: raise ValueError(
         f'parameter external: the original study has no external validation; leave it out with protocol {job.protocol}')
     return page, {k:v for k,v in params.items() if k in takes}
@@ -41,7 +42,7 @@ def _page_of(job, params, home):
 def _execute(page, draft, params, quiet):
     "Run a page into `draft`, and render it whatever becomes of it"
     import nbformat, papermill
-    try: papermill.execute_notebook(str(page), str(draft), params, kernel_name='python3', progress_bar=False,
+    try: papermill.execute_notebook(_literal(page), _literal(draft), params, kernel_name='python3', progress_bar=False,
                                     stderr_file=None if quiet else sys.stderr, extra_arguments=['--log-level=ERROR'])
     except papermill.PapermillExecutionError as e:
         first = next((l for l in e.source.splitlines() if not l.startswith('#|')), '')

@@ -181,9 +181,10 @@ def make_app(settings:Settings)->faust.App:
     "The Faust app for these settings; needs neither broker nor model until it is started"
     logging.getLogger('aiokafka').setLevel(logging.WARNING) # else a record per message, 9 % of all time
     s,w = settings,settings.worker
+    folder = str(s.work/'faust').replace('{', '{{').replace('}', '}}') # Faust fills in names
     brokers = [URL.build(scheme='kafka', host=host, port=port) for host,port in s.kafka.addresses]
     app = SepsisApp(
-        w.app_id, broker=brokers, broker_credentials=faust_credentials(s.kafka), datadir=str(s.work/'faust'),
+        w.app_id, broker=brokers, broker_credentials=faust_credentials(s.kafka), datadir=folder,
         broker_session_timeout=6, broker_heartbeat_interval=1, broker_rebalance_timeout=20,
         broker_commit_interval=1, broker_max_poll_records=w.batch_rows, stream_wait_empty=True,
         consumer_auto_offset_reset='earliest', topic_allow_declare=False, topic_disable_leader=True,

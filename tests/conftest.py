@@ -42,5 +42,5 @@ def store(apart, tmp_path_factory):
 
 @pytest.fixture
 def line(kafka, store, tmp_path):
-    "A `Line` with topics of its own on the session's broker and store"
-    with Line(tmp_path, **store.env) as o: yield o
+    "A `Line` with topics of its own on the session's broker and store, in a folder with an odd name"
+    with Line(tmp_path/'ä ö,b:c#50%20?{x}\\ x', **store.env) as o: yield o

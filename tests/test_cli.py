@@ -62,6 +62,20 @@ def test_an_error_is_one_line(answers, n):
     assert code and MISTAKES[n][2] in text and 'Traceback' not in text
     assert seconds < 30
 
+NO_PEM = dict(SEPSIS_KAFKA_SSL_CAFILE=__file__, SEPSIS_KAFKA_SECURITY_PROTOCOL='SSL')
+STARTS = [(dict(SEPSIS_WORKER_STOP_S='inf'), '', os.EX_CONFIG, 'SEPSIS_WORKER_STOP_S, section [worker]: stop_s inf'),
+          (NO_PEM, '', os.EX_CONFIG, '[kafka] ssl_cafile'),
+          ({}, "sys.modules['sepsis_nb.stream.transport'] = None; ", os.EX_SOFTWARE, 'the program cannot be loaded')]
+
+@pytest.mark.parametrize('env,before,wanted,words', STARTS, ids=['setting', 'file', 'half-upgraded'])
+def test_a_worker_that_cannot_even_begin(env, before, wanted, words):
+    "One line, and the code by which its supervisor knows whether to start it again"
+    code = f"import sys; {before}from sepsis_nb.cli import main; main(['worker', '--child'])"
+    p = subprocess.Popen([sys.executable, '-c', code], env=os.environ | env, stdin=subprocess.PIPE, **PIPES)
+    text = p.stdout.read() # with its stdin open, as a supervisor has it
+    assert (p.wait(30), text.count('\n')) == (wanted, 1) and words in text, text
+    p.stdin.close()
+
 def metrics_file(path, auprc, **gate):
     "A metrics JSON as a training run leaves it"
     value = dict(utility=.41, auroc=.82, auprc=auprc)

@@ -1,6 +1,7 @@
 "What must stay true of the project as a whole: rooms, exports, clean pages, README from the index, no machine paths"
 import ast, re, shutil, subprocess, sys, tempfile, tomllib
 from pathlib import Path
+from pkgutil import resolve_name
 import nbformat, pytest
 from conftest import ROOT
 
@@ -152,6 +153,11 @@ def test_names_no_machine():
     "No page, output or module carries a path of the machine it was made on"
     places = [str(ROOT), str(Path.home()), tempfile.gettempdir()+'/']
     assert not {n:p for n,t in tracked().items() for p in places if p in t}
+
+@pytest.mark.parametrize('name', ['README.md', 'SECURITY.md', 'CONTRIBUTING.md'])
+def test_texts_name_what_there_is(name):
+    "A module, or a thing in it, that a text names can be imported"
+    assert all(resolve_name(o) for o in re.findall(r'\bsepsis_nb(?:\.\w+)+', (ROOT/name).read_text()))
 
 def test_version_pins_name_every_dependency():
     pins = {re.split('==', l)[0].lower() for l in (ROOT/'constraints.txt').read_text().splitlines() if '==' in l}

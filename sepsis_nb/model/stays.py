@@ -18,6 +18,7 @@ from ..features import FeatureSpec, fold_table, missing_needs
 from .cohort import in_force
 from ..rows.findings import data_digest, findings
 from ..rows.signals import KNOWN, signal_rows
+from ..settings import private_folder
 
 # %% ../../nbs/model/10_stays.ipynb #53b76090
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def _cached_fold(df, spec, digest, cache):
     code = sha256(b''.join(p.read_bytes() for p in sources)).hexdigest()
     file = Path(cache)/f'{digest[:16]}-{spec.digest[:16]}-{code[:16]}.npz'
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(file.parent)
         part = file.with_suffix(f'.{os.getpid()}.part.npz')
         np.savez(part, **fold_table(df, spec)._asdict())
         part.rename(file)

@@ -162,7 +162,7 @@ def record(self:ChaosLine):
     "Write down what the input topic has and the record has not; partition to the offset behind it"
     here = self.lives[-1]
     start = {m.partition:m.offset+1 for m in here.records}
-    here.records += read_topic(self.s.topics.input, self.s.kafka, start=start, timeout_s=60)
+    here.records += read_topic(self.s.topics.input, self.s.kafka, start=start, timeout_s=60, undecodable=True)
     return start | {m.partition:m.offset+1 for m in here.records}
 @patch
 def first_offsets(self:ChaosLine):
