@@ -149,8 +149,9 @@ def _consume(topic, from_beginning, unique, most, timeout):
 
 # %% ../nbs/06_cli.ipynb #7e3ad6f0
 def _table_writer(out):
-    "Writes a frame as parquet or CSV by the ending of `out`, `-`: CSV on standard output; `ValueError`: another ending"
+    "Writes a frame as parquet or CSV by the ending of `out`, `-`: CSV on standard output; `ValueError`: another one"
     if out == '-': return lambda t: click.echo(t.to_csv(index=False), nl=False)
+    if not (folder := Path(out).absolute().parent).is_dir(): raise ValueError(f'-o {out}: there is no folder {folder}')
     how = {'.parquet':lambda t: t.to_parquet(out, index=False), '.csv':lambda t: t.to_csv(out, index=False)}
     if (kind := Path(out).suffix) in how: return how[kind]
     raise ValueError(f"-o {out}: expected a name that ends in .parquet or .csv, or - for standard output")
@@ -297,7 +298,7 @@ def _until_stopped(cmd, **env):
 
 # %% ../nbs/06_cli.ipynb #2b2bd779
 @add_command(main, 'ui', 'sepsis ui --port 5001')
-@click.option('--port', type=int, default=5000, show_default=True)
+@click.option('--port', type=click.IntRange(1, 65_535), default=5000, show_default=True)
 @click.option('--open/--no-open', 'show', default=None, help='Open a browser; by default on a terminal only.')
 def _ui(port, show):
     "MLflow's pages on this machine only, at the comparison of the newest job's models."

@@ -80,7 +80,7 @@ def test_a_worker_waits_for_its_broker_and_is_started_again(store, tmp_path):
         with Operated(tmp_path, store, SEPSIS_KAFKA_BOOTSTRAP_SERVERS=broker.bootstrap) as line:
             broker.kill()
             p = line.start()
-            line.wait_log('worker ended code=69: EX_UNAVAILABLE, broker or model store does not answer')
+            line.wait_log('worker ended code=69: EX_UNAVAILABLE, Kafka, a name in DNS or the model store does not')
             broker.start()
             line.send_raw(row(f'p{i%7}', i//7) for i in range(140))
             line.wait(140)
