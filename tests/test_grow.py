@@ -1,5 +1,5 @@
 "Topics get more partitions while rows come: every row has one answer, and every history goes on"
-import os, random, subprocess, threading, time
+import os, random, re, subprocess, threading, time
 from collections import Counter
 import numpy as np, orjson, pandas as pd, psutil
 from kafka import KafkaProducer
@@ -89,6 +89,8 @@ def test_under_load(kafka, store, tmp_path):
         assert '60 patients have moved. Now set [topics] partitions = 5' in text
         line.check(store.scorer())
         assert line.stop(p) == 0
+        codes = set(re.findall(r'worker ended code=(-?\d+)', line.text()))
+        assert {'-9', '75'} <= codes <= {'-9', '75', '69'}, 'one is killed, then one leaves for the move'
 
 def test_topics_that_were_grown_by_hand(kafka, store, tmp_path):
     "The worker refuses, with the command; that dies in its move, is run again, and the worker goes on"

@@ -33,18 +33,22 @@ def split_records(records, was:TopicId, to:TopicId)->tuple: # records: of the st
     return old, new
 
 # %% ../../nbs/stream/52_grow.ipynb #3f0f0aef
+def _renew(partition, key, raw, last, keep): return partition, key, with_last_row(raw, last, keep)
+
 @dataclass
 class Moves:
-    "Records by which states lie by another number of partitions; each list is sent before the next"
+    "What is to be written, so that states lie by another number of partitions"
     growth:Growth
-    here:list = field(default_factory=list)     # (partition, key, value): states where they belong now
-    gone:list = field(default_factory=list)     # (partition, key, value): what is left in the places that they leave
+    here:list = field(default_factory=list)     # States where they belong now: arguments of `_renew`
+    gone:list = field(default_factory=list)     # What is left in the places that they leave: the same
     progress:list = field(default_factory=list) # (partition, key, value)
     places:Counter = field(default_factory=Counter) # (partition before, after) to patients
     before:dict = field(default_factory=dict)   # Partition to its `Progress` until now
     misplaced:int = 0                           # Patients who are not where the default partitioner puts them
     moved = property(lambda self: sum(n for (a,b),n in self.places.items() if a != b))
     patients = property(lambda self: self.places.total())
+    def writes(self): # (partition, key, value); each list is to be there before the next
+        return (_renew(*o) for o in self.here), (_renew(*o) for o in self.gone), self.progress
     def table(self): # patients by partition
         n = [(p, *(sum(n for at,n in self.places.items() if cond(at, p)) for cond in (
             lambda at, p: at[0] == p, lambda at, p: at[0] == p != at[1], lambda at, p: at[1] == p != at[0],
@@ -86,9 +90,9 @@ def plan_moves(growth:Growth, topic:TopicId, old:dict, new:dict, first:dict)->Mo
         m.misplaced += keep and p != default_partition(key, growth.was)
         clock = last.clock+progress[to].clock-progress[p].clock if keep else NEVER
         new_last = LastRow(topic, answered(to, key), clock, last.stamp)
-        if key not in new[to].best: m.here.append((to, key, with_last_row(raw, new_last, keep)))
+        if key not in new[to].best: m.here.append((to, key, raw, new_last, keep))
         left = LastRow(topic, answered(p, key), NEVER, last.stamp)
-        if p != to: m.gone.append((p, key, with_last_row(raw, left, keep=False)))
+        if p != to: m.gone.append((p, key, raw, left, False))
     m.progress = [(p, PROGRESS_KEY, progress[p].pack()) for p in range(growth.partitions) if not new[p].progress]
     return m
 
@@ -122,16 +126,19 @@ def _check_states(old, topic): # old: as from `split_records`
         f'topic {topic} has states of an earlier version of this package in partitions {early}; '
         'start a worker once, which renews them, then run this again')
 
-def plan_growth(settings:Settings, partitions:int, progress:bool=False)->Moves:
-    "What would move; `ValueError`: it cannot be done, and why"
+def _read_moves(settings, growth, topic, progress): # topic: of the input
     k,t = settings.kafka, settings.topics
-    g,now,_ = find_growth(settings, partitions, progress)
-    was,to = (now._replace(partitions=n) for n in g[:2])
+    was,to = (topic._replace(partitions=n) for n in growth[:2])
     old,new = split_records(records_until_end(t.state, k, 'states', progress), was, to)
     if was != to: _check_states(old, t.state)
-    m = plan_moves(g, to, old, new, defaultdict(int, topic_offsets_at(t.input, k, 0)))
+    return plan_moves(growth, to, old, new, defaultdict(int, topic_offsets_at(t.input, k, 0)))
+
+def plan_growth(settings:Settings, partitions:int, progress:bool=False)->Moves:
+    "What would move; `ValueError`: it cannot be done, and why"
+    g,now,_ = find_growth(settings, partitions, progress)
+    m = _read_moves(settings, g, now, progress)
     if m.misplaced and now.partitions == g.was: raise ValueError(
-        f"{m.misplaced} of {m.patients} patients are not in the partition of topic {t.input} that Kafka's default "
+        f"{m.misplaced} of {m.patients} patients are not in the partition of the input topic that Kafka's default "
         'partitioner (murmur2) gives them, so where their rows will go is not known. Have all senders use it (on '
         'librdkafka: partitioner=murmur2_random), with key=patient_id; run this again when these patients have left')
     return m
@@ -145,8 +152,9 @@ def _grow_topics(admin, names, n):
 
 def _send(settings, records): # (partition, key, value)
     "Write to the state topic; `ConnectionError`: not all is there"
-    with closing(KafkaProducer(**client_args(settings.kafka), enable_idempotence=True, linger_ms=5)) as producer:
-        for some in chunked(records, 1000):
+    size = dict(batch_size=262_144, linger_ms=20) # by default two states of the full spec are a batch
+    with closing(KafkaProducer(**client_args(settings.kafka), enable_idempotence=True, **size)) as producer:
+        for some in chunked(records, 2000):
             try:
                 sent = [producer.send(settings.topics.state, raw, key, partition=p) for p,key,raw in some]
                 for o in sent: o.get(60)
@@ -229,6 +237,7 @@ def grow(
         plan,last = plan_growth(settings, partitions, progress), {}
         g,topic,missing = find_growth(settings, partitions)
         if g.was == partitions: _grow_topics(admin, t.names(), partitions); return plan
+        del plan # it holds all states
         if not g.moving:
             _begin(settings, admin, g, topic, missing)
             say(f'topics have {partitions} partitions; waiting {settle_s:g} s until all senders have noticed')
@@ -239,11 +248,11 @@ def grow(
             _send(settings, [(g.home, GROWTH_KEY, g._replace(moving=True).pack())])
         say('workers stop')
         _await_end(_members(admin, app_id), admin, app_id, check_lock, say)
-        plan = plan_growth(settings, partitions, progress)
+        plan = _read_moves(settings, g, topic, progress)
         if late := sorted(p for p,o in last.items() if plan.before[p].end <= o):
             _send(settings, [(g.home, GROWTH_KEY, g.pack())])
             raise RuntimeError(f'rows of patients who move are not answered in partitions {late}; run this again')
-        for records in plan.here, plan.gone, plan.progress, [(g.home, GROWTH_KEY, None)]:
+        for records in *plan.writes(), [(g.home, GROWTH_KEY, None)]:
             check_lock()
             _send(settings, records)
     log.info('topics grown from=%d to=%d patients=%d moved=%d', *g[:2], plan.patients, plan.moved)
