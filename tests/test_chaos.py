@@ -25,6 +25,23 @@ def test_nothing_is_lost(store, tmp_path):
         if f.kind in ('kill_worker', 'kill_broker'): assert silence(run.answers, f) > 1, f'{f} had no effect'
         if f.kind == 'freeze_worker': assert f.ended-f.began > 7
 
+OTHERS = ('compress', 'transact', 'misplace', 'jump_clock', 'overtake_frozen', 'overtake_stopped', 'make_again',
+          'second_group', 'lock_store', 'fill_disk') # with one of each, and the rest in `32_chaos`
+
+def test_nothing_outside_loses_or_changes_a_row(store, tmp_path):
+    "What senders, operators and machines do without a death: the same judgement, and what is gone is accounted for"
+    logging.getLogger('kafka').setLevel(logging.CRITICAL)
+    hold = dict.fromkeys(('transact', 'overtake_frozen', 'overtake_stopped', 'fill_disk'), (.5, 1))
+    plan = plan_faults(dict.fromkeys(OTHERS, 1), 5, .2, hold=hold)
+    run = chaos(tmp_path, store, 'sample', plan, rows=1500, rate=100, seed=5)
+    for a in run.audit, run.other:
+        found = a.lost, a.diverged, a.states, a.differing, a.behind, a.miscounted
+        assert found == (0,)*6, run.table().to_string()
+        assert a.patients > 50 and a.alerts.expected > 5
+    assert not run.table_differs and not run.unsaid and run.ends == [0, 0] and run.ok
+    assert run.audit.left >= run.audit.letters > 50, 'rows must have left'
+    assert run.codes[-9] == 1 and {f.kind for f in run.faults} == set(OTHERS)
+
 @pytest.fixture(scope='module')
 def undamaged(store):
     "The undisturbed run of some stays and bad messages, and topics that hold just that"

@@ -5,20 +5,21 @@
 # %% auto #0
 __all__ = ['HOST', 'lock_store', 'full_disk', 'LogPipe', 'stop_reading', 'fill_disk', 'Proxy', 'half_open']
 
-# %% ../../nbs/prove/35_host.ipynb #43e8d9fd
+# %% ../../nbs/prove/35_host.ipynb #9b2fccdd
 import fcntl, os, psutil, signal, socket, sqlite3, threading, time
 from contextlib import closing, contextmanager, suppress
+from ..worker import STATES_READ
 
-# %% ../../nbs/prove/35_host.ipynb #e9cc0913
+# %% ../../nbs/prove/35_host.ipynb #d60d13d6
 def lock_store(line, hold_s):
     "A worker is killed and started again while the model store's database is locked"
     with closing(sqlite3.connect(line.database, isolation_level=None)) as db:
         db.execute('BEGIN EXCLUSIVE')
+        before = line.text().count(STATES_READ)
         line.end_worker(signal.SIGKILL)
-        line.until(lambda: not line.procs[-1].poll(), 'a new worker')
-        line.serving()
+        line.wait_log(STATES_READ, before+1)
 
-# %% ../../nbs/prove/35_host.ipynb #83dd4632
+# %% ../../nbs/prove/35_host.ipynb #c522e4b2
 @contextmanager
 def full_disk(pid):
     "No file of a process can grow while the block lasts"
@@ -28,7 +29,7 @@ def full_disk(pid):
     finally:
         with suppress(psutil.NoSuchProcess): psutil.Process(pid).rlimit(limit, (most, most))
 
-# %% ../../nbs/prove/35_host.ipynb #adf0f054
+# %% ../../nbs/prove/35_host.ipynb #8488c370
 class LogPipe:
     "A pipe to a log file that a worker writes, and that nobody reads after `stop`"
     def __init__(self):
@@ -56,7 +57,7 @@ class LogPipe:
         self.reading.set()
         os.close(self.end)
 
-# %% ../../nbs/prove/35_host.ipynb #911e2653
+# %% ../../nbs/prove/35_host.ipynb #afa54d96
 def stop_reading(line, hold_s):
     "Nobody reads the log of one of two workers for a while; its rows must be answered meanwhile"
     with closing(LogPipe()) as pipe:
@@ -76,7 +77,7 @@ def fill_disk(line, hold_s):
     if p.poll() is not None: raise RuntimeError(f'a worker on a full disk ended with {p.poll()}; its log: {p.log}')
     line.leave(p)
 
-# %% ../../nbs/prove/35_host.ipynb #04c71044
+# %% ../../nbs/prove/35_host.ipynb #dd120cf2
 class Proxy:
     "Between a port of this machine and another; a context manager"
     def __init__(self, port, to):
@@ -106,7 +107,7 @@ class Proxy:
                 if a not in self.dead: b.sendall(data)
             if a not in self.dead: b.shutdown(socket.SHUT_RDWR)
 
-# %% ../../nbs/prove/35_host.ipynb #a9573dc9
+# %% ../../nbs/prove/35_host.ipynb #31631a38
 def half_open(line, hold_s, stuck_s=5): # stuck_s: [worker] stuck_s of the worker
     "Packets of the only worker vanish for a while, and its connections stay dead; rows must be answered again"
     with Proxy(line.broker.outer, line.broker.inner) as proxy:
@@ -118,8 +119,9 @@ def half_open(line, hold_s, stuck_s=5): # stuck_s: [worker] stuck_s of the worke
         time.sleep(hold_s)
         proxy.heal()
         line.answered()
+        if p not in line.procs: return # it ended, and another was started
         line.start()
         with suppress(ValueError): line.leave(p) # as long as it has a proxy
 
-# %% ../../nbs/prove/35_host.ipynb #cde7244a
+# %% ../../nbs/prove/35_host.ipynb #1779d6a0
 HOST = {o.__name__:o for o in (lock_store, fill_disk, stop_reading, half_open)}
