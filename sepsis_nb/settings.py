@@ -118,7 +118,8 @@ class Model:
     scaler_uri:str = ''                 # runs:/<id>/standard_scaler, for a model logged without its scaler
     follow:str = 'off'                  # when `uri` names another model: off: say it; restart: start again with it
     def __post_init__(self):
-        if self.follow not in ('off', 'restart'): raise ValueError(f"follow '{self.follow}' is neither off nor restart")
+        if self.follow not in ('off', 'restart'): raise ValueError(
+            f"follow {self.follow[:40]!r} is neither off nor restart")
 
 # %% ../nbs/05_settings.ipynb #94f89d3a
 @dataclass(frozen=True)
