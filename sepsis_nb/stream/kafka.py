@@ -268,7 +268,7 @@ def access_rules(topics:Topics, producer=(), worker=(), consumer=(), app_id:str=
     for p in producer: allow(p, 'WRITE', t.input)
     for p in worker:
         allow(p, 'READ', t.input, t.state)
-        allow(p, 'DESCRIBE_CONFIGS', t.input, t.state) # compacted, or not
+        allow(p, 'DESCRIBE_CONFIGS', *t.names()) # compacted or not, and the largest record
         allow(p, 'READ', app_id, kind='group')
         allow(p, 'WRITE', t.state, t.output, t.alerts, t.dead_letter)
     for p in consumer:

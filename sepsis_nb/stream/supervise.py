@@ -15,7 +15,8 @@ EXIT_CODES = {
     0:'a stop was requested',
     os.EX_CONFIG:'EX_CONFIG, a wrong setting, topic, right, certificate, login or model: its last line says which',
     os.EX_UNAVAILABLE:'EX_UNAVAILABLE, Kafka, a name in DNS or the model store does not answer',
-    os.EX_TEMPFAIL:'EX_TEMPFAIL, rows waited and none was committed, a disk was full, or the start took too long',
+    os.EX_TEMPFAIL:'EX_TEMPFAIL, rows waited and none was committed, a disk was full, the start took too long, '
+        'or another model or topic is to be read',
     os.EX_SOFTWARE:'EX_SOFTWARE, a batch failed, the program or a part of it did, or a stop took too long',
     1:'Python could not load the program'}
 FINAL_CODES = 0, os.EX_CONFIG # after these the child is not restarted
