@@ -17,7 +17,7 @@ from faust.auth import SASLCredentials, SSLCredentials
 from ..features import FeatureSpec
 from ..settings import Kafka, Topics
 from .kafka import WrongTopic, client_args, identify_topic, read_growth, tls_context, topic_ends
-from .progress import PROGRESS_KEY, Moving, PartitionsChanged, TopicId
+from .progress import PROGRESS_KEY, Growth, Moving, PartitionsChanged, TopicId
 from .scoring import new_in_wrong_place, range_letter, score_batch
 from .states import LaterVersion, StateRecords, renewed, restore
 
@@ -159,10 +159,11 @@ async def read(self:Pipeline, partitions:set)->tuple:
     if others and (None in progress or not partitions <= there):
         others,_ = await read_states(k, t, others, now)
         progress += [o.progress for o in others.values()]
-    was = {o.topic.partitions for o in progress if o}-{0, now.partitions}
+    was,before = {o.topic.partitions for o in progress if o}-{0, now.partitions}, self.topic
     self.topic,self.grown = now, 0
     if not was: return found, offsets
     growth = await _in_thread(read_growth, k, t.state, min(*was, now.partitions))
+    if not growth and before == now._replace(partitions=min(was)): growth = Growth(min(was), now.partitions)
     if not growth or {growth.was} != was or growth.partitions != now.partitions:
         raise PartitionsChanged(min(was), now.partitions)
     if growth.moving: raise Moving('topics are being grown: the states are moved now')
