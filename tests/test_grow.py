@@ -73,13 +73,13 @@ def test_under_load(kafka, store, tmp_path):
         p = line.start()
         line.wait_log()
         senders = [threading.Thread(target=line.send_until_over, args=(IDS[n::3], 70, age))
-                   for n,age in enumerate((200, 1200, 2500))]
+                   for n,age in enumerate((200, 1200, 3500))]
         for o in senders: o.start()
         try:
             line.wait(200)
-            command = line.grow(5, settle=4)
+            command = line.grow(5, settle=5)
             line.until(lambda: len(line.ends()) == 5, 'five partitions')
-            time.sleep(random.uniform(0, 2))
+            time.sleep(random.uniform(0, 1))
             line.child(p).kill()
             text,_ = command.communicate(timeout=90)
             assert command.returncode == 0, text
@@ -90,29 +90,27 @@ def test_under_load(kafka, store, tmp_path):
         line.check(store.scorer())
         assert line.stop(p) == 0
         codes = set(re.findall(r'worker ended code=(-?\d+)', line.text()))
-        assert {'-9', '75'} <= codes <= {'-9', '75', '69'}, 'one is killed, then one leaves for the move'
+        assert '-9' in codes and codes <= {'-9', '75', '69'}, 'one is killed, and one may leave for the move'
 
 def test_topics_that_were_grown_by_hand(kafka, store, tmp_path):
-    "The worker refuses, with the command; that dies in its move, is run again, and the worker goes on"
+    "One that runs goes on, one that starts refuses; the command dies in its move, is run again, and all goes on"
     with Growing(tmp_path, store, 4) as line:
         p = line.start()
         line.send_some(5, partitions=4)
         line.wait(300)
-        assert line.stop(p) == 0
         line.admin.create_partitions(dict.fromkeys(line.s.topics.names(), 8))
         line.send_some(2, partitions=4) # by a sender that has not noticed
         line.send_some(3, partitions=8)
-        p = line.start()
-        assert p.wait(60) == os.EX_CONFIG
-        line.procs.remove(p)
-        assert 'by 4 partitions, and the topic has 8; `sepsis topics grow --partitions 8 --yes`' in line.text()
+        q = line.start() # now the partitions are shared anew
+        assert q.wait(60) == os.EX_CONFIG
+        line.procs.remove(q)
+        assert 'by 4 partitions, and the topic has 8; `sepsis topics grow --partitions 8 --yes`' in q.log.read_text()
         command = line.grow(8, settle=0)
-        said(command, 'topics have 8')
-        p = line.start() # it answers the rows before the move
         said(command, 'workers stop')
         time.sleep(after := random.uniform(0, 8))
         command.kill()
         command.wait()
+        assert 'ended' not in p.log.read_text().split('states are moved')[0]
         command = line.grow(8, settle=0)
         text,_ = command.communicate(timeout=90)
         assert command.returncode == 0, (after, text)

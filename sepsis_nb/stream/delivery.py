@@ -18,7 +18,7 @@ from ..settings import Kafka, Topics, Worker
 from .connect import client_args, tls_context
 from .kafka import COMMITTED, WrongTopic, identify_topic, read_growth, topic_ends, worker_topics
 from .process import end_process
-from .progress import PROGRESS_KEY, Moving, PartitionsChanged, TopicId
+from .progress import PROGRESS_KEY, Growth, Moving, PartitionsChanged, TopicId
 from .scoring import new_in_wrong_place, range_letter, score_batch
 from .states import LaterVersion, StateRecords, renewed, restore
 from .transport import bound_fetches
@@ -147,10 +147,11 @@ async def read(self:Pipeline, partitions:set)->tuple:
     if others and (None in progress or not partitions <= there):
         others,_ = await read_states(k, t, others, now)
         progress += [o.progress for o in others.values()]
-    was = {o.topic.partitions for o in progress if o}-{0, now.partitions}
+    was,before = {o.topic.partitions for o in progress if o}-{0, now.partitions}, self.topic
     self.topic,self.grown = now, 0
     if not was: return found, offsets
     growth = await _in_thread(read_growth, k, t.state, min(*was, now.partitions))
+    if not growth and before == now._replace(partitions=min(was)): growth = Growth(min(was), now.partitions)
     if not growth or {growth.was} != was or growth.partitions != now.partitions:
         raise PartitionsChanged(min(was), now.partitions)
     if growth.moving: raise Moving('topics are being grown: the states are moved now')
