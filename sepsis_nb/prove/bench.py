@@ -23,7 +23,7 @@ from .harness import WORKER, Line, interleave, rows_waiting, sending, toy_store
 from ..rows.signals import MONITOR
 from ..stream.broker import Broker, free_port
 from ..stream.kafka import read_topic
-from ..stream.states import Patients
+from ..stream.states import LastRow, Patients
 
 # %% ../../nbs/prove/20_bench.ipynb #8d8d7d17
 Sample = namedtuple('Sample', 's answers cpu_s broker_cpu_s') # Unix s; CPU of all processes, and of the broker
@@ -204,7 +204,7 @@ def bytes_a_patient(spec, n): # spec: `FeatureSpec`; n: patients
     "Bytes that the state of each patient takes"
     patients = Patients(spec)
     tracemalloc.start() # what the first states compile is not theirs
-    for i in range(n): patients.put(f'patient {i}', i, None, None)
+    for i in range(n): patients.put(f'patient {i}', LastRow(offset=i), None, None)
     held,_ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return held/n
