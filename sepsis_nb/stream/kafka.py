@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'ADDED_KB', 'COMMITTED', 'MOST_POLLED', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
-           'check_sizes', 'WrongTopic', 'identify_topic', 'PolledRecords', 'open_consumer', 'readable', 'topic_ends',
-           'topic_offsets_at', 'read_topic', 'default_partition', 'read_growth', 'access_rules', 'grant',
+           'check_sizes', 'WrongTopic', 'identify_topic', 'TopicAsker', 'PolledRecords', 'open_consumer', 'readable',
+           'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition', 'read_growth', 'access_rules', 'grant',
            'worker_topics']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
@@ -159,13 +159,29 @@ class WrongTopic(RuntimeError): "A topic that would lose rows"
 def identify_topic(kafka:Kafka, name:str)->TopicId:
     "The id and the partitions of an input topic; `ConnectionError`, `LookupError`: there is none; `WrongTopic`"
     with closing(admin_client(kafka)) as admin:
-        found = admin.describe_topics([name])[0]
+        try: found = admin.describe_topics([name])[0]
+        except KafkaError as e: raise ConnectionError(f'topic {name} cannot be described: {e}') from None
         if code := found['error_code']: raise LookupError(f'topic {name} cannot be used: {for_code(code).__name__}')
         try: policy = topic_configs(admin, [name], ['cleanup.policy'])[name].get('cleanup.policy', '')
         except (KafkaError, PermissionError): policy = '' # this login may not look at it
     if 'compact' in policy: raise WrongTopic(f'topic {name} has cleanup.policy={policy}, so Kafka keeps only the '
         "last of a patient's rows; set it to delete, or name another topic in settings.ini [topics]")
     return TopicId(UUID(str(found['topic_id'])).bytes, len(found['partitions']))
+
+# %% ../../nbs/stream/10_kafka.ipynb #4dd42db4
+class TopicAsker:
+    "Asks for the id of a topic, over a connection that it keeps; for one thread"
+    def __init__(self, kafka, name): self.kafka,self.name,self.admin = kafka,name,None
+    def ask(self)->bytes|None:
+        "The id; None: there is no such topic now; `ConnectionError`"
+        try:
+            self.admin = self.admin or admin_client(self.kafka)
+            found = self.admin.describe_topics([self.name])[0]
+        except (KafkaError, OSError) as e:
+            if self.admin: self.admin.close()
+            self.admin = None
+            raise ConnectionError(f'topic {self.name} cannot be described: {e}') from None
+        return None if found['error_code'] else UUID(str(found['topic_id'])).bytes
 
 # %% ../../nbs/stream/10_kafka.ipynb #d6f815a8
 COMMITTED = 'read_committed' # isolation level of all who read the input topic
