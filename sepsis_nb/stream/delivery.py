@@ -150,7 +150,7 @@ class Pipeline:
 # %% ../../nbs/stream/32_delivery.ipynb #c2b78bc9
 def _in_thread(f, *args): return asyncio.get_running_loop().run_in_executor(None, f, *args)
 @patch
-async def read(self:Pipeline, partitions:set)->tuple:
+async def read(self:Pipeline, partitions:set, again=True)->tuple: # again: look twice before it refuses
     "As `read_states`, of those that can be read; sets `topic` and `grown`; `PartitionsChanged`, `Moving`"
     k,t = self.settings.kafka, self.settings.topics
     now,there = await _in_thread(identify_topic, k, t.input), set(await _in_thread(topic_ends, t.state, k))
@@ -159,11 +159,13 @@ async def read(self:Pipeline, partitions:set)->tuple:
     if others and (None in progress or not partitions <= there):
         others,_ = await read_states(k, t, others, now)
         progress += [o.progress for o in others.values()]
-    was,before = {o.topic.partitions for o in progress if o}-{0, now.partitions}, self.topic
-    self.topic,self.grown = now, 0
-    if not was: return found, offsets
+    was = {o.topic.partitions for o in progress if o}-{0, now.partitions}
+    if not was:
+        self.topic,self.grown = now, 0
+        return found, offsets
     growth = await _in_thread(read_growth, k, t.state, min(*was, now.partitions))
-    if not growth and before == now._replace(partitions=min(was)): growth = Growth(min(was), now.partitions)
+    if not growth and again: return await self.read(partitions, again=False) # the move may have ended meanwhile
+    if not growth and self.topic == now._replace(partitions=min(was)): growth = Growth(min(was), now.partitions)
     if not growth or {growth.was} != was or growth.partitions != now.partitions:
         raise PartitionsChanged(min(was), now.partitions)
     if growth.moving: raise Moving('topics are being grown: the states are moved now')
