@@ -246,8 +246,10 @@ def grow(
             last = _last_rows(settings, admin, g, progress)
             _await_answers_to(last, admin, app_id, check_lock, say)
             _send(settings, [(g.home, GROWTH_KEY, g._replace(moving=True).pack())])
-        say('workers stop')
-        _await_end(_members(admin, app_id), admin, app_id, check_lock, say)
+        moved = g.moving and not _read_moves(settings, g, topic, progress).progress # by a command that then died
+        if not moved: # else workers may have begun by the new number, and need not stop
+            say('workers stop')
+            _await_end(_members(admin, app_id), admin, app_id, check_lock, say)
         plan = _read_moves(settings, g, topic, progress)
         if late := sorted(p for p,o in last.items() if plan.before[p].end <= o):
             _send(settings, [(g.home, GROWTH_KEY, g.pack())])
