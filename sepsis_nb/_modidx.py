@@ -1323,6 +1323,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'sepsis_nb/stream/delivery.py'),
                                            'sepsis_nb.stream.delivery.Pipeline.run': ( 'stream/delivery.html#pipeline.run',
                                                                                        'sepsis_nb/stream/delivery.py'),
+                                           'sepsis_nb.stream.delivery.Pipeline.warn': ( 'stream/delivery.html#pipeline.warn',
+                                                                                        'sepsis_nb/stream/delivery.py'),
                                            'sepsis_nb.stream.delivery._batches': ( 'stream/delivery.html#_batches',
                                                                                    'sepsis_nb/stream/delivery.py'),
                                            'sepsis_nb.stream.delivery._in_thread': ( 'stream/delivery.html#_in_thread',

@@ -109,9 +109,6 @@ class SepsisApp(faust.App):
         log.info(counts_line(p.total, before, sum(o for o in lags if o > 0)))
         if p.absent and p.total['scored'] and not before['scored']:
             log.log(*absent_signals_line(p.scorer.spec, p.absent, p.total['scored']))
-        if new := p.total['time_jumps']-before['time_jumps']: log.warning('time stamps of topic %s jumped times=%d: '
-            'a clock was set, or senders disagree, or no row came for long; nobody is forgotten by that',
-            self.sepsis.topics.input, new)
         self.logged = Counter(p.total)
 
 # %% ../nbs/04_worker.ipynb #8aadb348

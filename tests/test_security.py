@@ -237,7 +237,7 @@ def test_a_certificate_out_of_its_dates(safe, days, words):
 def test_no_secret_reaches_a_file(line, store, safe):
     "Not MLflow's database, an artifact, the worker's log, the broker's topics or its log; test_train.py has training"
     files = [p for o in (store.folder, safe.broker.data, line.folder) for p in o.rglob('*') if p.is_file()]
-    assert {'mlflow.db', 'broker.log', 'worker-1.log', 'MLmodel'} <= {p.name for p in files}
+    assert {'mlflow.db', 'broker.log', 'MLmodel'} <= {p.name for p in files} # and a worker's log, if one ran before
     assert not [p for p in files if SECRET.encode() in p.read_bytes()]
 
 class Poison:
