@@ -1141,6 +1141,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'sepsis_nb.stream.kafka.topic_ends': ('stream/kafka.html#topic_ends', 'sepsis_nb/stream/kafka.py'),
                                         'sepsis_nb.stream.kafka.topic_offsets_at': ( 'stream/kafka.html#topic_offsets_at',
                                                                                      'sepsis_nb/stream/kafka.py'),
+                                        'sepsis_nb.stream.kafka.topic_sizes': ( 'stream/kafka.html#topic_sizes',
+                                                                                'sepsis_nb/stream/kafka.py'),
                                         'sepsis_nb.stream.kafka.wait_for': ('stream/kafka.html#wait_for', 'sepsis_nb/stream/kafka.py')},
             'sepsis_nb.stream.outputs': { 'sepsis_nb.stream.outputs.Outputs': ( 'stream/outputs.html#outputs',
                                                                                 'sepsis_nb/stream/outputs.py'),

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from faust.auth import SASLCredentials, SSLCredentials
 from ..features import FeatureSpec
 from ..settings import Kafka, Topics
-from .kafka import WrongTopic, client_args, identify_topic, read_growth, tls_context, topic_ends
+from .kafka import WrongTopic, client_args, identify_topic, read_growth, tls_context, topic_sizes
 from .progress import PROGRESS_KEY, Growth, Moving, PartitionsChanged, TopicId
 from .scoring import new_in_wrong_place, range_letter, score_batch
 from .states import LaterVersion, StateRecords, renewed, restore
@@ -153,10 +153,11 @@ def _in_thread(f, *args): return asyncio.get_running_loop().run_in_executor(None
 async def read(self:Pipeline, partitions:set, again=True)->tuple: # again: look twice before it refuses
     "As `read_states`, of those that can be read; sets `topic` and `grown`; `PartitionsChanged`, `Moving`"
     k,t = self.settings.kafka, self.settings.topics
-    now,there = await _in_thread(identify_topic, k, t.input), set(await _in_thread(topic_ends, t.state, k))
-    found,offsets = await read_states(k, t, partitions & there, now) if partitions & there else ({}, {})
-    progress,others = [o.progress for o in found.values()], {p for p in there-partitions if p < now.partitions}
-    if others and (None in progress or not partitions <= there):
+    now,size = await _in_thread(identify_topic, k, t.input), (await _in_thread(topic_sizes, k, [t.state]))[t.state]
+    there,others = {p for p in partitions if p < size}, set(range(min(size, now.partitions)))-partitions
+    found,offsets = await read_states(k, t, there, now) if there else ({}, {})
+    progress = [o.progress for o in found.values()]
+    if others and (None in progress or there != partitions):
         others,_ = await read_states(k, t, others, now)
         progress += [o.progress for o in others.values()]
     was = {o.topic.partitions for o in progress if o}-{0, now.partitions}

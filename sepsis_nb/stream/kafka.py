@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'tls_context', 'client_args', 'answers_kafka', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
-           'WrongTopic', 'identify_topic', 'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition',
-           'read_growth', 'access_rules', 'grant']
+           'topic_sizes', 'WrongTopic', 'identify_topic', 'topic_ends', 'topic_offsets_at', 'read_topic',
+           'default_partition', 'read_growth', 'access_rules', 'grant']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, socket, ssl, struct, time
@@ -137,6 +137,11 @@ def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' o
     return {t:'exists' if t in there else 'created' for t in names}
 
 # %% ../../nbs/stream/10_kafka.ipynb #79583879
+def topic_sizes(kafka:Kafka, names:list)->dict:
+    "Topic to its number of partitions; 0: it does not exist, or may not be seen"
+    with closing(admin_client(kafka)) as admin: found = admin.describe_topics(names)
+    return {t['name']:len(t['partitions']) for t in found}
+
 class WrongTopic(RuntimeError): "A topic that would lose rows"
 def identify_topic(kafka:Kafka, name:str)->TopicId:
     "The id and the partitions of an input topic; `ConnectionError`, `LookupError`: there is none; `WrongTopic`"
