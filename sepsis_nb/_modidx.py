@@ -1336,6 +1336,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'sepsis_nb/stream/transport.py'),
                                             'sepsis_nb.stream.transport.FetchConsumer.start_reading': ( 'stream/transport.html#fetchconsumer.start_reading',
                                                                                                         'sepsis_nb/stream/transport.py'),
+                                            'sepsis_nb.stream.transport.FetchConsumer.verify_event_path': ( 'stream/transport.html#fetchconsumer.verify_event_path',
+                                                                                                            'sepsis_nb/stream/transport.py'),
                                             'sepsis_nb.stream.transport.Transport': ( 'stream/transport.html#transport',
                                                                                       'sepsis_nb/stream/transport.py'),
                                             'sepsis_nb.stream.transport.Whole': ( 'stream/transport.html#whole',

@@ -19,7 +19,7 @@ from ..settings import Kafka, Topics
 from .kafka import WrongTopic, client_args, identify_topic, read_growth, tls_context, topic_sizes
 from .progress import PROGRESS_KEY, Growth, Moving, PartitionsChanged, TopicId
 from .scoring import new_in_wrong_place, range_letter, score_batch
-from .states import LaterVersion, StateRecords, renewed, restore
+from .states import NEVER, LaterVersion, StateRecords, renewed, restore
 
 # %% ../../nbs/stream/32_delivery.ipynb #b8ea61e7
 log = logging.getLogger(__name__)
@@ -271,10 +271,12 @@ async def expire(self:Pipeline):
         if self.grown: return # rows may be read again after the move, and only the record shows that they were answered
         limit = self.settings.worker.silence_ms
         due = [(p, id) for p,o in self.patients.items() for id in o.expired(limit, self.next[p])]
+        def left(here, id): return here.clock[here.slots[id]] != NEVER # the others were forgotten, or have moved
+        n = sum(left(self.patients[p], id) for p,id in due)
         for p,id in due: self.patients[p].release(id)
         for o in self.patients.values(): o.clear_released()
         await self.delivery.send(self.settings.topics.state, [(p, id.encode(), None) for p,id in due])
-        self.total['left'] += len(due)
+        self.total['left'] += n
 
 # %% ../../nbs/stream/32_delivery.ipynb #3a4531a4
 def counts_line(now:Counter, before:Counter, lag:int)->str:
