@@ -18,11 +18,11 @@ from ..features import FeatureSpec
 from ..settings import Kafka, Topics, Worker
 from .connect import client_args, tls_context
 from .kafka import COMMITTED, TopicAsker, WrongTopic, identify_topic
-from .kafka import read_growth, topic_ends, worker_topics
+from .kafka import read_growth, topic_sizes, worker_topics
 from .process import end_process
 from .progress import PROGRESS_KEY, Growth, Moving, PartitionsChanged, TopicId
 from .scoring import new_in_wrong_place, range_letter, score_batch
-from .states import LaterVersion, StateRecords, renewed, restore
+from .states import NEVER, LaterVersion, StateRecords, renewed, restore
 from .transport import bound_fetches
 
 # %% ../../nbs/stream/32_delivery.ipynb #b8ea61e7
@@ -150,10 +150,11 @@ def _in_thread(f, *args): return asyncio.get_running_loop().run_in_executor(None
 async def read(self:Pipeline, partitions:set, again:bool=True)->tuple: # again: look twice before it refuses
     "As `read_states`, of those that can be read; sets `topic` and `grown`; `PartitionsChanged`, `Moving`"
     k,t = self.settings.kafka, self.settings.topics
-    now,there = await _in_thread(identify_topic, k, t.input), set(await _in_thread(topic_ends, t.state, k))
-    found,offsets = await read_states(k, t, partitions & there, now) if partitions & there else ({}, {})
-    progress,others = [o.progress for o in found.values()], {p for p in there-partitions if p < now.partitions}
-    if others and (None in progress or not partitions <= there):
+    now,size = await _in_thread(identify_topic, k, t.input), (await _in_thread(topic_sizes, k, [t.state]))[t.state]
+    there,others = {p for p in partitions if p < size}, set(range(min(size, now.partitions)))-partitions
+    found,offsets = await read_states(k, t, there, now) if there else ({}, {})
+    progress = [o.progress for o in found.values()]
+    if others and (None in progress or there != partitions):
         others,_ = await read_states(k, t, others, now)
         progress += [o.progress for o in others.values()]
     was = {o.topic.partitions for o in progress if o}-{0, now.partitions}
@@ -290,10 +291,12 @@ async def expire(self:Pipeline):
         if self.grown: return # rows may be read again after the move, and only the record shows that they were answered
         limit = self.settings.worker.silence_ms
         due = [(p, id) for p,o in self.patients.items() for id in o.expired(limit, self.next[p])]
+        def left(here, id): return here.clock[here.slots[id]] != NEVER # the others were forgotten, or have moved
+        n = sum(left(self.patients[p], id) for p,id in due)
         for p,id in due: self.patients[p].release(id)
         for o in self.patients.values(): o.clear_released()
         await self.delivery.send(self.settings.topics.state, [(p, id.encode(), None) for p,id in due])
-        self.total['left'] += len(due)
+        self.total['left'] += n
 
 # %% ../../nbs/stream/32_delivery.ipynb #3a4531a4
 def counts_line(now:Counter, before:Counter, lag:int)->str:

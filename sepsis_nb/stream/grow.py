@@ -50,10 +50,13 @@ class Moves:
     def writes(self): # (partition, key, value); each list is to be there before the next
         return (_renew(*o) for o in self.here), (_renew(*o) for o in self.gone), self.progress
     def table(self): # patients by partition
-        n = [(p, *(sum(n for at,n in self.places.items() if cond(at, p)) for cond in (
-            lambda at, p: at[0] == p, lambda at, p: at[0] == p != at[1], lambda at, p: at[1] == p != at[0],
-            lambda at, p: at[1] == p))) for p in range(max(self.growth[:2]))]
-        return pd.DataFrame(n, columns=['partition', 'before', 'leave', 'come', 'after']).set_index('partition')
+        partitions = pd.RangeIndex(max(self.growth[:2]), name='partition')
+        out = pd.DataFrame(0, partitions, ['before', 'leave', 'come', 'after'])
+        for (a,b),n in self.places.items():
+            out.loc[a, 'before'] += n
+            out.loc[b, 'after'] += n
+            if a != b: out.loc[a, 'leave'],out.loc[b, 'come'] = out.leave[a]+n, out.come[b]+n
+        return out
 
 # %% ../../nbs/stream/52_grow.ipynb #dae65692
 def _all_progress(before, topic, growth, first):
@@ -119,10 +122,12 @@ def find_growth(settings:Settings, partitions:int, progress:bool=False)->tuple:
     return g, now, [p for p in range(g.was) if not found[p].progress]
 
 # %% ../../nbs/stream/52_grow.ipynb #ed9449d6
-def _check_states(old, topic): # old: as from `split_records`
+def _check_states(old, new, topic): # old, new: as from `split_records`
     "`ValueError` for states of an earlier version, which know no partitions"
-    def is_early(o): return not o.progress or any(raw[0] < VERSION for k,(_,raw) in o.best.items() if k != PROGRESS_KEY)
-    if early := sorted(p for p,o in old.items() if o.best and is_early(o)): raise ValueError(
+    def is_early(p, o):
+        unknown = not (o.progress or new[p].progress)
+        return unknown or any(raw[0] < VERSION for key,(_,raw) in o.best.items() if key != PROGRESS_KEY)
+    if early := sorted(p for p,o in old.items() if o.best and is_early(p, o)): raise ValueError(
         f'topic {topic} has states of an earlier version of this package in partitions {early}; '
         'start a worker once, which renews them, then run this again')
 
@@ -130,7 +135,7 @@ def _read_moves(settings, growth, topic, progress): # topic: of the input
     k,t = settings.kafka, settings.topics
     was,to = (topic._replace(partitions=n) for n in growth[:2])
     old,new = split_records(records_until_end(t.state, k, 'states', progress), was, to)
-    if was != to: _check_states(old, t.state)
+    if was != to: _check_states(old, new, t.state)
     return plan_moves(growth, to, old, new, defaultdict(int, topic_offsets_at(t.input, k, 0)))
 
 def plan_growth(settings:Settings, partitions:int, progress:bool=False)->Moves:
@@ -164,7 +169,8 @@ def _send(settings, records): # (partition, key, value)
 # %% ../../nbs/stream/52_grow.ipynb #9ad391c6
 def _committed(admin, app_id):
     "Partition to the offset that the workers have committed"
-    return {tp.partition:o.offset for tp,o in admin.list_group_offsets(app_id)[app_id].items()}
+    found = admin.list_group_offsets(app_id)[app_id]
+    return {tp.partition:o.offset for tp,o in found.items() if o.offset >= 0}
 
 def _begin(settings, admin, growth, topic, missing): # topic: of the input; missing: partitions without a `Progress`
     "Tell workers of the growth, then let all topics grow"
@@ -188,7 +194,7 @@ def _last_rows(settings, admin, growth, progress):
         if r.key and r.partition == was != to: last[r.partition] = r.offset
     return last
 
-def _every(s, f, *args): # s: seconds
+def _every(s, f): # s: seconds
     "A function that calls `f`, at once and then at most every `s` seconds"
     last = [-s]
     def call(text):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['log', 'ADDED_KB', 'COMMITTED', 'MOST_POLLED', 'admin_client', 'wait_for', 'topic_configs', 'create_topics',
-           'check_sizes', 'WrongTopic', 'identify_topic', 'TopicAsker', 'PolledRecords', 'open_consumer', 'readable',
-           'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition', 'read_growth', 'access_rules', 'grant',
-           'worker_topics']
+           'check_sizes', 'topic_sizes', 'WrongTopic', 'identify_topic', 'TopicAsker', 'PolledRecords', 'open_consumer',
+           'readable', 'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition', 'read_growth',
+           'access_rules', 'grant', 'worker_topics']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, time
@@ -155,6 +155,11 @@ def check_sizes(kafka:Kafka, topics:Topics, max_message_kb:int):
         f'{max_message_kb} kB need {need}: raise it, or set [worker] max_message_kb to {max(1, n//1024-ADDED_KB)}')
 
 # %% ../../nbs/stream/10_kafka.ipynb #79583879
+def topic_sizes(kafka:Kafka, names:list)->dict:
+    "Topic to its number of partitions; 0: it does not exist, or may not be seen"
+    with closing(admin_client(kafka)) as admin: found = admin.describe_topics(names)
+    return {t['name']:len(t['partitions']) for t in found}
+
 class WrongTopic(RuntimeError): "A topic that would lose rows"
 def identify_topic(kafka:Kafka, name:str)->TopicId:
     "The id and the partitions of an input topic; `ConnectionError`, `LookupError`: there is none; `WrongTopic`"

@@ -8,7 +8,7 @@ __all__ = ['log', 'COPY_OF', 'Letter', 'ids_in_message', 'parse_letter', 'letter
 
 # %% ../../nbs/stream/50_redrive.ipynb #f3ab3cc2
 import logging, orjson, pandas as pd, re, time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from fastcore.basics import chunked
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -124,10 +124,12 @@ def exclusive(kafka:Kafka, topic:str, group:str, wait_s:float=60.): # wait_s: a 
         except KafkaError as e: raise RuntimeError(
             f'Kafka took this process for dead ({type(e).__name__}), and another one may do its work; '
             'run the command again: it finds what was sent') from None
+    def is_held(): # a member that joins anew has its old assignment until it polls
+        with suppress(RuntimeError): return first in c.assignment() and check_lock() is None
     try:
-        c.partitions_for_topic(topic) # the leader of a group assigns only what it knows, and says so
         c.subscribe([topic])
-        while first not in c.assignment():
+        c.partitions_for_topic(topic) # who joins without knowing them joins twice, and kafka-python can stop in between
+        while not is_held():
             if time.monotonic() > until: raise RuntimeError(
                 f'another process works in the group {group} for over {wait_s:g} s; wait for it, then run this again')
             c.poll(timeout_ms=200)

@@ -134,6 +134,9 @@ async def follows(self:FetchConsumer, found):
         self.placed = None
         return False
     return True
+@patch
+def verify_event_path(self:FetchConsumer, now, tp):
+    if tp in self.at: super(FetchConsumer, self).verify_event_path(now, tp)
 
 # %% ../../nbs/stream/20_transport.ipynb #55d419cd
 @patch
