@@ -12,9 +12,10 @@ from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from fastcore.basics import patch
+from ..stream.kafka import default_partition
 from ..stream.scoring import score_batch
 from ..stream.progress import PROGRESS_KEY, Progress, TopicId, unpack_progress
-from ..stream.states import Patients, StateRecords, unpack_state
+from ..stream.states import NEVER, LastRow, Patients, StateRecords, unpack_state, with_last_row
 
 # %% ../../nbs/prove/30_audit.ipynb #23dd6669
 @dataclass
@@ -31,6 +32,7 @@ class Undisturbed:
     records:dict = field(default_factory=dict, compare=False, repr=False)  # Last of each key of the state topic
     patients:dict = field(default_factory=dict, compare=False, repr=False) # Partition to `Patients`
     topic = property(lambda self: self.topics[-1])
+    grown = property(lambda self: len({o.partitions for o in self.topics}) > 1)
 
 # %% ../../nbs/prove/30_audit.ipynb #6016cc69
 def origin(value, headers=()): # headers: (name, bytes) pairs; only a dead letter has some
@@ -59,10 +61,25 @@ def clocks_of(progress): # partition to `Progress`
 @patch
 def begin(self:Undisturbed, topic):
     "The next life: histories go on, offsets begin again"
+    if self.topics and topic.partitions != self.topic.partitions: self.grow(topic.partitions)
     self.topics.append(topic)
     for o in self.patients.values():
         o.offset[:],o.usual[:] = -1,-1
         o.progress = replace(o.progress, topic=topic, end=0)
+@patch
+def grow(self:Undisturbed, n): # n: partitions
+    "Move each patient's state to the partition that the default partitioner gives the patient now"
+    spec = next(iter(self.patients.values())).spec
+    new = {p:Patients(spec, progress=o.progress) for p,o in self.patients.items()}
+    for p,o in self.patients.items():
+        for id,i in o.slots.items():
+            to = default_partition(id.encode(), n)
+            here = new.setdefault(to, Patients(spec, progress=Progress(self.topic, stamp=o.progress.stamp)))
+            clock = NEVER if o.clock[i] == NEVER else here.progress.clock
+            here.put(id, LastRow(clock=clock, stamp=int(o.stamp[i])), o.policy_states[i], o.states[i])
+    self.patients = new
+    self.records = {(to, key):(to, key, raw) for (p,key),(_,_,raw) in self.records.items()
+                    if key for to in [default_partition(key, n)]}
 @patch
 def keep(self:Undisturbed, batch, found): # batch: a `Batch`; found: `vars(self)`, or `spare`
     life = len(self.topics)-1
@@ -172,12 +189,17 @@ class RunAudit:
     ok = property(lambda self: not any((self.lost, self.diverged, self.differing, self.states, self.behind,
                                         self.miscounted)))
 
+def _without_place(raw): # a state record without what depends on its partition and on the batches around a growth
+    return with_last_row(raw, LastRow())
+
 def audit_run(want, outputs, alerts, dead, states, committed, spec): # committed: input partition to offset
     "Compare the Kafka records of a run's topics with `want`, its `Undisturbed` run; a `RunAudit`"
     got,progress = last_states(((r.partition, r.key, r.value) for r in states), spec, want.topic)
+    states,moved = want.states, want.grown
+    if moved: got,states = ({at:_without_place(raw) for at,raw in o.items()} for o in (got, states))
     clocks,last = clocks_of(progress), len(want.topics)-1
-    differ = sum(got.get(k) != want.states.get(k) for k in got.keys() | want.states)
-    differ += sum(clocks.get(p) != o for p,o in want.clocks.items())
+    differ = sum(got.get(k) != states.get(k) for k in got.keys() | states)
+    differ += sum(clocks.get(p) != o for p,o in want.clocks.items() if not moved)
     behind = sum(life == last and offset >= committed.get(p, 0) for life,p,offset in want.inputs)
     found = dict(outputs=outputs, alerts=alerts, dead=(r for r in dead if not is_range(r)))
     topics = (audit_topic(getattr(want, k), o, want.spare[k]) for k,o in found.items())
@@ -204,12 +226,23 @@ class Life:
     began_ms:float = 0.                         # Unix ms
     records:list = field(default_factory=list)  # Of Kafka, in order within each partition
     deleted:dict = field(default_factory=dict)  # Partition to the offset before which rows were deleted
+    grown:list = field(default_factory=list)    # Numbers of partitions that it had before
     def left(self, letters, answered=None): # letters: set of (partition, offset); answered: as from `answered_in`
         "(partition, offset) of its rows that need no answer; answered: if the topic was deleted, else None"
         known = {(p, o) for p,o in letters if o < self.deleted.get(p, 0)}
         ends = answered or {}
         return {at for at in ((m.partition, m.offset) for m in self.records)
                 if at in known or answered is not None and at[1] >= ends.get(at[0], 0)}
+
+@patch
+def by_partitions(self:Life):
+    "(`TopicId`, records) by each number of partitions in turn: a row lies by the first one that fits it"
+    rest = self.records
+    for n in self.grown:
+        fits = [not m.key or m.partition == default_partition(m.key, n) for m in rest]
+        yield self.topic._replace(partitions=n), [m for m,fit in zip(rest, fits) if fit]
+        rest = [m for m,fit in zip(rest, fits) if not fit]
+    yield self.topic, rest
 
 def audit_lives(scorer, lives, limit, outputs, alerts, dead, states, committed): # limit: as for `undisturbed`
     "(`Undisturbed`, `RunAudit`) of a run from its `Life`s and the Kafka records of its topics"
@@ -218,7 +251,7 @@ def audit_lives(scorer, lives, limit, outputs, alerts, dead, states, committed):
     for n,(life,until) in enumerate(zip(lives, ends)):
         letters = {(p, o) for ms,p,a,b in ranges if life.began_ms <= ms < until for o in range(a, b+1)}
         gone = life.left(letters, answered_in(life.topic, states) if until < np.inf else None)
-        run = undisturbed(scorer, life.records, limit, life.topic, n, run, gone)
+        for topic,records in life.by_partitions(): run = undisturbed(scorer, records, limit, topic, n, run, gone)
         counts += len(gone),len(letters)
     audit = audit_run(run, outputs, alerts, dead, states, committed, scorer.spec)
     return run, replace(audit, left=int(counts[0]), letters=int(counts[1]))

@@ -19,7 +19,7 @@ from .audit import RunAudit, audit_lives
 from .chaos_line import ChaosLine, fresh_stays
 from .harness import WORKER, repeat_stays, rows_waiting, sending
 from .host import HOST
-from .senders import DELETIONS, GROUPS, SENDERS
+from .senders import DELETIONS, GROUPS, GROWTH, SENDERS
 from ..stream.kafka import read_topic
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def pause_broker(line, hold_s):
     os.kill(line.broker.pid, signal.SIGCONT)
 
 FAULTS = {o.__name__:o for o in (kill_worker, stop_worker, kill_broker, rebalance, freeze_worker,
-                                 pause_worker, pause_broker)} | SENDERS | DELETIONS | GROUPS | HOST
+                                 pause_worker, pause_broker)} | SENDERS | DELETIONS | GROUPS | GROWTH | HOST
 _LEFT,_AGAIN = 'lost rows before they were answered', 'was made again'
 SAID = dict(misplace='misplaced=', jump_clock='jumped times=', overtake_frozen=_LEFT, overtake_stopped=_LEFT,
             make_again=_AGAIN, make_again_unread=_AGAIN, lock_store='named last') # what the log must have of each kind
