@@ -942,6 +942,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'sepsis_nb.prove.senders._delete_rows': ( 'prove/senders.html#_delete_rows',
                                                                                    'sepsis_nb/prove/senders.py'),
                                          'sepsis_nb.prove.senders._held': ('prove/senders.html#_held', 'sepsis_nb/prove/senders.py'),
+                                         'sepsis_nb.prove.senders.break_batches': ( 'prove/senders.html#break_batches',
+                                                                                    'sepsis_nb/prove/senders.py'),
                                          'sepsis_nb.prove.senders.compress': ('prove/senders.html#compress', 'sepsis_nb/prove/senders.py'),
                                          'sepsis_nb.prove.senders.grow': ('prove/senders.html#grow', 'sepsis_nb/prove/senders.py'),
                                          'sepsis_nb.prove.senders.jump_clock': ( 'prove/senders.html#jump_clock',

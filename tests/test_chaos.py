@@ -9,7 +9,7 @@ from sepsis_nb.prove.harness import Record, as_records
 
 def test_nothing_is_lost(store, tmp_path):
     logging.getLogger('kafka').setLevel(logging.CRITICAL)
-    counts = dict(kill_worker=2, kill_broker=1, rebalance=1, freeze_worker=1)
+    counts = dict(kill_worker=2, kill_broker=1, rebalance=1, freeze_worker=1, grow=1)
     hold = dict(kill_broker=(1, 2), rebalance=(1, 2), freeze_worker=(7, 8))
     run = chaos(tmp_path, store, 'sample', plan_faults(counts, 3, .5, hold=hold), rows=4000, rate=150, seed=3)
     a = run.audit
@@ -25,13 +25,13 @@ def test_nothing_is_lost(store, tmp_path):
         if f.kind in ('kill_worker', 'kill_broker'): assert silence(run.answers, f) > 1, f'{f} had no effect'
         if f.kind == 'freeze_worker': assert f.ended-f.began > 7
 
-OTHERS = ('compress', 'transact', 'misplace', 'jump_clock', 'overtake_frozen', 'overtake_stopped', 'make_again',
-          'second_group', 'lock_store', 'fill_disk') # with one of each, and the rest in `32_chaos`
+OTHERS = ('compress', 'break_batches', 'transact', 'misplace', 'jump_clock', 'overtake_frozen', 'overtake_stopped',
+          'make_again', 'second_group', 'lock_store') # with one of each, and the rest in `32_chaos`
 
 def test_nothing_outside_loses_or_changes_a_row(store, tmp_path):
     "What senders, operators and machines do without a death: the same judgement, and what is gone is accounted for"
     logging.getLogger('kafka').setLevel(logging.CRITICAL)
-    hold = dict.fromkeys(('transact', 'overtake_frozen', 'overtake_stopped', 'fill_disk'), (.5, 1))
+    hold = dict.fromkeys(('transact', 'overtake_frozen', 'overtake_stopped'), (.5, 1))
     plan = plan_faults(dict.fromkeys(OTHERS, 1), 5, .2, hold=hold)
     run = chaos(tmp_path, store, 'sample', plan, rows=1500, rate=100, seed=5)
     for a in run.audit, run.other:

@@ -136,7 +136,7 @@ class Pipeline:
         self.grown,self.moving = 0, 0. # partitions of the topic, if states lie by fewer; since when they are moved
         self.reassign()
         self.total,self.absent = Counter(), set(scorer.spec.signals) # counts; signals not seen so far
-        self.warned = 0. # when, s
+        self.warned = {} # kind of warning to when, s
         self.next = {}                    # partition to the offset up to which all is delivered
         self.under_way = asyncio.Future() # delivery of the last batch
         self.under_way.set_result(None)
@@ -257,11 +257,12 @@ async def deliver(self:Pipeline, batch, states, before, done): # before: deliver
     if batch.outputs: self.absent &= batch.absent
     done()
 @patch
-def warn(self:Pipeline, counts): # at once, because a line of counts may come too late; then every ten seconds at most
-    new = {k:counts[k] for k in ('misplaced', 'time_jumps') if counts[k]}
-    if not new or time.monotonic()-self.warned < 10: return
-    self.warned = time.monotonic()
-    for k,n in new.items(): log.warning(WARNINGS[k], self.settings.topics.input, n)
+def warn(self:Pipeline, counts): # at once, as a line of counts may be late; then each every 10 s at most
+    now = time.monotonic()
+    for k in 'misplaced', 'time_jumps':
+        if not counts[k] or now-self.warned.get(k, -10) < 10: continue
+        self.warned[k] = now
+        log.warning(WARNINGS[k], self.settings.topics.input, counts[k])
 @patch
 async def process(self:Pipeline, messages, ends, done): # ends: partition to the offset behind those fetched
     "Score a batch and begin its delivery, then call `done`; returns when the delivery before is done"
