@@ -227,16 +227,15 @@ def full_pipe():
     os.set_blocking(here, True)
     return there, here
 
-@pytest.mark.parametrize('cmd', [WORKER, SUPERVISED], ids=['faust', 'sepsis'])
-def test_nobody_reads_the_log(line, rows, cmd):
+def test_nobody_reads_the_log(line, rows):
     "The rows are answered all the same, and the worker ends when it is told, or when it has a reason of its own"
     there,here = full_pipe()
     line.send(rows[:100])
-    p = psutil.Popen(cmd, env=line.env, stdout=here, stderr=here, cwd=line.folder)
+    p = psutil.Popen(SUPERVISED, env=line.env, stdout=here, stderr=here, cwd=line.folder)
     line.procs.append(p)
     line.wait(100)
     assert line.stop(p, timeout_s=20) == 0
-    p = psutil.Popen(cmd, env=line.env | dict(SEPSIS_MODEL_URI='models:/sepsis/99'), stdout=here, stderr=here)
+    p = psutil.Popen(SUPERVISED, env=line.env | dict(SEPSIS_MODEL_URI='models:/sepsis/99'), stdout=here, stderr=here)
     assert p.wait(60) == os.EX_CONFIG
     for o in there, here: os.close(o)
 
