@@ -3,7 +3,7 @@ import asyncio, os, signal, time
 from aiokafka import AIOKafkaProducer
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka.admin import ConfigResource
-import orjson, pytest
+import orjson
 from sepsis_nb.prove.harness import Line
 from sepsis_nb.stream.kafka import client_args, default_partition, read_topic
 from sepsis_nb.stream.outputs import Outputs

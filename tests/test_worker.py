@@ -6,7 +6,7 @@ from kafka.admin import ConfigResource
 from sepsis_nb import cli, load_scorer
 from sepsis_nb.data import read
 from sepsis_nb.model.registry import at_store
-from sepsis_nb.prove.harness import SUPERVISED, WORKER, Line
+from sepsis_nb.prove.harness import SUPERVISED, Line
 from sepsis_nb.settings import load_settings
 from sepsis_nb.stream.broker import Broker
 from sepsis_nb.stream.kafka import read_topic
