@@ -66,6 +66,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data._rename': ('data.html#_rename', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._table': ('data.html#_table', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._times': ('data.html#_times', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data.build_eicu': ('data.html#build_eicu', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.build_sample': ('data.html#build_sample', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.check_json': ('data.html#check_json', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.encode': ('data.html#encode', 'sepsis_nb/data.py'),
