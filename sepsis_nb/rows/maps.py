@@ -6,7 +6,7 @@
 __all__ = ['TIMES', 'ROLES', 'Column', 'TableMap', 'SourceMap', 'columns_of', 'systems', 'parse_map', 'built_in', 'load_map',
            'places', 'name_key', 'missing', 'assign', 'recognise']
 
-# %% ../../nbs/rows/15_maps.ipynb #4f292484
+# %% ../../nbs/rows/15_maps.ipynb #570dda48
 import tomllib
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -19,7 +19,7 @@ from .onset import LabelRule, rule_from_dict
 from .signals import SIGNALS
 from .units import header_unit
 
-# %% ../../nbs/rows/15_maps.ipynb #46fc41b4
+# %% ../../nbs/rows/15_maps.ipynb #033b48e8
 @dataclass(frozen=True)
 class Column:
     "Where a table keeps one signal"
@@ -53,7 +53,7 @@ class TableMap:
     optional:bool = False # Whether the source is whole without it
     signals:tuple = ()    # Of `Column`
 
-# %% ../../nbs/rows/15_maps.ipynb #97f19fc0
+# %% ../../nbs/rows/15_maps.ipynb #ec502376
 @dataclass(frozen=True)
 class SourceMap:
     "How one source says patient, time, signals, units and label"
@@ -67,7 +67,7 @@ class SourceMap:
         i = [id(t) for t in self.tables].index(id(table))
         return f"{self.where or self.name} table {i+1}" + (f" key '{key}'" if key else '')
 
-# %% ../../nbs/rows/15_maps.ipynb #af93c124
+# %% ../../nbs/rows/15_maps.ipynb #eabcd5ab
 TIMES = 'hours', 'minutes', 'seconds', 'days', 'epoch-s', 'epoch-ms', 'day-first', 'month-first', 'hh:mm', 'spreadsheet'
 ROLES = 'patient', 'person', 'time', 'code', 'value', 'unit', 'label', 'onset' # keys of a table that name columns
 def columns_of(t)->list: # t: `TableMap`
@@ -88,34 +88,34 @@ def _signal(name, where):
     raise ValueError(f"{where}: unknown signal '{name}'" + (f", did you mean '{near[0]}'?" if near else '')
                      + f" Known are {', '.join(SIGNALS)}")
 
-# %% ../../nbs/rows/15_maps.ipynb #ce9a6cf1
+# %% ../../nbs/rows/15_maps.ipynb #c8e31851
 def _as_number(v, where):
     if type(v) in (int, float): return float(v)
     raise ValueError(f'{where}: {v!r}, expected a number')
 
-def _column(signal, given, where): # given: name, or table of name, unit, values
-    "The `Column`s of one entry of a map file"
+def _column(signal, given, where): # given: name, or table of name, unit, values, value
+    "One `Column` as the map file has it"
     o = dict(name=given) if isinstance(given, str) else given
     if not isinstance(o, dict): raise ValueError(
         f'{where}: {o!r}, expected a name, or {{name = …, unit = …}}')
-    _check_keys(o, ('name', 'unit', 'values'), where)
+    _check_keys(o, ('name', 'unit', 'values', 'value'), where)
     for k in 'name', 'unit':
         if not isinstance(o.get(k, ''), str): raise ValueError(f'{where}: {k} {o[k]!r}, expected text')
     name,unit,values = o.get('name', '').strip(), o.get('unit', '').strip(), o.get('values', {})
     if not isinstance(values, dict): raise ValueError(f'{where}: values {values!r}, expected {{category = number, …}}')
-    if values and unit: raise ValueError(f'{where}: has values, so it has no unit; keep one')
-    values = {k.strip():_as_number(v, f"{where} category '{k}'") for k,v in values.items()}
-    if name: return [Column(signal, name, unit, values or None)]
-    if values: return [Column(signal, code, value=v) for code,v in values.items()]
-    raise ValueError(f'{where}: has no name of a column or code')
+    if not name: raise ValueError(f'{where}: has no name of a column or code')
+    if (k := 'values' if values else 'value' if 'value' in o else '') and (unit or values and 'value' in o):
+        raise ValueError(f'{where}: has {k}, so it has no {"unit" if unit else "value"}; keep one')
+    values = {k.strip():_as_number(v, f"{where} category '{k}'") for k,v in values.items()} or None
+    return Column(signal, name, unit, values, _as_number(o['value'], where) if 'value' in o else None)
 
 def _columns(signals, where):
     "The `Column`s of a [table.signals]; a list is several places, the first choice first"
     if not isinstance(signals, dict): raise ValueError(f'{where}: expected a table [table.signals]')
     each = [(_signal(s, where), o) for s,v in signals.items() for o in (v if isinstance(v, list) else [v])]
-    return tuple(c for s,o in each for c in _column(s, o, f'{where}.{s}'))
+    return tuple(_column(s, o, f'{where}.{s}') for s,o in each)
 
-# %% ../../nbs/rows/15_maps.ipynb #c1134eec
+# %% ../../nbs/rows/15_maps.ipynb #e8417919
 def _check_choice(v, known, where):
     if v and v not in known: raise ValueError(f"{where} '{v}' is unknown; known are {', '.join(known)}")
 
@@ -137,7 +137,7 @@ def _check_table(t, where):
     for k in never:
         if getattr(t, k): raise ValueError(f"{where} key '{k}': a {t.layout} table has none")
     if not long and (c := next((c for c in t.signals if c.value is not None), None)): raise ValueError(
-        f'{where} signals.{c.signal}: values need the name of their column')
+        f'{where} signals.{c.signal}: a wide table has no codes, so `value` has no meaning; give `values`')
     if not (t.patient or t.file_is_patient or t.person and not t.time): raise ValueError(
         f"{where} key 'patient': a table with times needs it; one without has `patient` or `person`")
     if t.label and t.onset: raise ValueError(f'{where}: has both label and onset; give one')
@@ -147,7 +147,7 @@ def _check_table(t, where):
     if twice := next((o for o in places if places.count(o) > 1), None): raise ValueError(
         f"{where}: '{twice}' is given two meanings; keep one")
 
-# %% ../../nbs/rows/15_maps.ipynb #e4a336fa
+# %% ../../nbs/rows/15_maps.ipynb #7b8885c2
 def _texts(v, where):
     "A text or a list of texts as a tuple"
     if isinstance(v, str): return (v.strip(),)
@@ -173,7 +173,7 @@ def _table_map(o, where): # o: a [[table]] of the file
     _check_table(t, where)
     return t
 
-# %% ../../nbs/rows/15_maps.ipynb #e36b739a
+# %% ../../nbs/rows/15_maps.ipynb #5e1c2c83
 def parse_map(text:str, where:str)->SourceMap: # where: file, for messages
     "A map from its text; `ValueError` names file, table and key, and lists what is known"
     try: o = tomllib.loads(text)
@@ -206,12 +206,14 @@ def load_map(name_or_path)->SourceMap: # Name of a built-in one, or path of a fi
     try: return parse_map(path.read_text(encoding='utf-8-sig'), path.name)
     except UnicodeDecodeError: raise ValueError(f'{path}: not UTF-8; save it again as UTF-8') from None
 
-# %% ../../nbs/rows/15_maps.ipynb #d104dc37
+# %% ../../nbs/rows/15_maps.ipynb #0b5e8ddd
 def places(t:TableMap)->dict:
-    "Column or code to its `Column`: those of the map, and those of the code system for the signals it leaves open"
+    """Column or code to its `Column`: those of the map, and those of its code system for other signals; where it has
+    neither, our own names"""
     found,given = {c.name:c for c in t.signals}, {c.signal for c in t.signals}
     for s in SIGNALS.values():
-        codes = s.known.get(t.known, ()) if t.known else s.codes
+        own = () if t.signals else [o for o in s.codes if o == s.name or o not in SIGNALS]
+        codes = s.known.get(t.known, ()) if t.known else own
         for code in (p+o for o in codes for p in t.prefix or ('',) if s.name not in given):
             found.setdefault(code, Column(s.name, code))
     return {k:c for k,c in found.items() if k not in t.ignore}
@@ -225,7 +227,7 @@ def missing(t:TableMap, names)->list: # names: columns of a file
     if t.layout == 'long' or t.label or t.onset or t.person or lost: return lost
     return [] if have & {name_key(c) for c in places(t)} else ['one of a signal']
 
-# %% ../../nbs/rows/15_maps.ipynb #a032a4df
+# %% ../../nbs/rows/15_maps.ipynb #f5bab48a
 def assign(m:SourceMap, found:dict)->tuple: # found: file name to its columns
     "[(file name, `TableMap`)] of the files that fit a table, and names of the others; `ValueError`: fits two"
     one = len(found) == len(m.tables) == 1 # then its name does not matter

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Part', 'conversion', 'described', 'category', 'read_wide']
 
-# %% ../../nbs/rows/18_wide.ipynb #59671951
+# %% ../../nbs/rows/18_wide.ipynb #47ec395a
 import numpy as np, pandas as pd
 from typing import NamedTuple
 from .maps import Column, TableMap, name_key, places
@@ -14,7 +14,7 @@ from .tables import Table, ids, numbers
 from .times import times
 from .units import header_unit, to_canonical
 
-# %% ../../nbs/rows/18_wide.ipynb #a21b474d
+# %% ../../nbs/rows/18_wide.ipynb #5c0cca67
 class Part(NamedTuple):
     "What one table of a source holds"
     rows:pd.DataFrame  # patient_id; time, signals, label, onset where there are any
@@ -38,11 +38,12 @@ def described(where, name, c=None, unit='', what='', values=0):
     told = where, str(name), c.signal if c else '', shown, bool(unit), factor, zero, what, int(values)
     return dict(zip(COLUMNS, told))
 
-# %% ../../nbs/rows/18_wide.ipynb #96e3ed22
+# %% ../../nbs/rows/18_wide.ipynb #32d7e1be
 def category(col:pd.Series, c:Column, table)->pd.Series: # c: with `values`
     "Categories as numbers; `ValueError` names the first that is unknown, and lists the known"
     text = col.astype('str').str.strip().where(col.notna())
     if col.dtype == bool: text = text.str.lower() # as TOML spells them
+    if pd.api.types.is_float_dtype(col): text = text.str.removesuffix('.0') # whole numbers beside empty cells
     x = text.map(c.values)
     if (wrong := (x.isna() & text.notna()).to_numpy()).any():
         i = int(np.flatnonzero(wrong)[0])
@@ -58,7 +59,7 @@ def _unit(name, c, where):
         f"{where} column {name}: the header says '{said}' and the map '{c.unit}'; correct the one that is wrong")
     return c.unit
 
-# %% ../../nbs/rows/18_wide.ipynb #fb3fdc4b
+# %% ../../nbs/rows/18_wide.ipynb #b9a27b55
 def _found(df, name, where):
     "The column of a frame that carries a name, whatever its case and the unit behind it"
     same = [o for o in df if str(o).strip() == name] or [o for o in df if name_key(o) == name_key(name)]
@@ -88,7 +89,7 @@ def _label(col, table):
                          f'({wrong.sum()} such cells); correct it, or leave it empty where the label is unknown')
     return x
 
-# %% ../../nbs/rows/18_wide.ipynb #2f2792e7
+# %% ../../nbs/rows/18_wide.ipynb #90c5d4c9
 def _need(x, col, table, what, role):
     "`ValueError` for the first row without an id or a time"
     if (gone := x.isna().to_numpy()).any(): raise ValueError(
@@ -111,7 +112,7 @@ def _signals(t, df, table):
         out[c.signal] = out[c.signal].where(out[c.signal].notna(), x) if c.signal in out else x
     return out, told
 
-# %% ../../nbs/rows/18_wide.ipynb #37469df3
+# %% ../../nbs/rows/18_wide.ipynb #d427d804
 def _others(t, df, taken, where):
     "Rows of the table of columns for those that are no signal"
     ignored = {name_key(o) for o in t.ignore}
