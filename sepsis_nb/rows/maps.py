@@ -6,7 +6,7 @@
 __all__ = ['TIMES', 'ROLES', 'Column', 'TableMap', 'SourceMap', 'columns_of', 'systems', 'parse_map', 'built_in', 'load_map',
            'places', 'name_key', 'missing', 'assign', 'recognise']
 
-# %% ../../nbs/rows/15_maps.ipynb #570dda48
+# %% ../../nbs/rows/15_maps.ipynb #8504ebda
 import tomllib
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -19,7 +19,7 @@ from .onset import LabelRule, rule_from_dict
 from .signals import SIGNALS
 from .units import header_unit
 
-# %% ../../nbs/rows/15_maps.ipynb #033b48e8
+# %% ../../nbs/rows/15_maps.ipynb #7bba1423
 @dataclass(frozen=True)
 class Column:
     "Where a table keeps one signal"
@@ -40,7 +40,7 @@ class TableMap:
     time:str = ''         # Column; empty: values of the patient as a whole
     time_as:str = ''      # One of `TIMES`; empty: proven by the column itself
     zone:str = ''         # IANA name, of times that carry none
-    code:str = ''         # Long only, as `value`, `unit`, `units`, `prefix`: columns
+    code:str = ''         # Long only, as `value`, `unit`, `units`, `prefix`, `only`
     value:str = ''
     unit:tuple = ()       # The first that has one counts
     label:str = ''        # Column of 0/1
@@ -53,7 +53,7 @@ class TableMap:
     optional:bool = False # Whether the source is whole without it
     signals:tuple = ()    # Of `Column`
 
-# %% ../../nbs/rows/15_maps.ipynb #ec502376
+# %% ../../nbs/rows/15_maps.ipynb #3f3ef4b4
 @dataclass(frozen=True)
 class SourceMap:
     "How one source says patient, time, signals, units and label"
@@ -67,7 +67,7 @@ class SourceMap:
         i = [id(t) for t in self.tables].index(id(table))
         return f"{self.where or self.name} table {i+1}" + (f" key '{key}'" if key else '')
 
-# %% ../../nbs/rows/15_maps.ipynb #eabcd5ab
+# %% ../../nbs/rows/15_maps.ipynb #3e6310c9
 TIMES = 'hours', 'minutes', 'seconds', 'days', 'epoch-s', 'epoch-ms', 'day-first', 'month-first', 'hh:mm', 'spreadsheet'
 ROLES = 'patient', 'person', 'time', 'code', 'value', 'unit', 'label', 'onset' # keys of a table that name columns
 def columns_of(t)->list: # t: `TableMap`
@@ -88,7 +88,7 @@ def _signal(name, where):
     raise ValueError(f"{where}: unknown signal '{name}'" + (f", did you mean '{near[0]}'?" if near else '')
                      + f" Known are {', '.join(SIGNALS)}")
 
-# %% ../../nbs/rows/15_maps.ipynb #c8e31851
+# %% ../../nbs/rows/15_maps.ipynb #af64fd32
 def _as_number(v, where):
     if type(v) in (int, float): return float(v)
     raise ValueError(f'{where}: {v!r}, expected a number')
@@ -115,7 +115,7 @@ def _columns(signals, where):
     each = [(_signal(s, where), o) for s,v in signals.items() for o in (v if isinstance(v, list) else [v])]
     return tuple(_column(s, o, f'{where}.{s}') for s,o in each)
 
-# %% ../../nbs/rows/15_maps.ipynb #e8417919
+# %% ../../nbs/rows/15_maps.ipynb #8c0486a4
 def _check_choice(v, known, where):
     if v and v not in known: raise ValueError(f"{where} '{v}' is unknown; known are {', '.join(known)}")
 
@@ -131,7 +131,7 @@ def _check_table(t, where):
     _check_choice(t.known, systems(), f"{where} key 'known'")
     if t.zone: _zone_of(t.zone, f"{where} key 'zone'")
     long = t.layout == 'long'
-    never = ('label', 'onset', 'file_is_patient') if long else ('code', 'value', 'unit', 'units', 'prefix')
+    never = ('label', 'onset', 'file_is_patient') if long else ('code', 'value', 'unit', 'units', 'prefix', 'only')
     for k in ('code', 'value')*long:
         if not getattr(t, k): raise ValueError(f"{where} key '{k}': a long table needs it")
     for k in never:
@@ -147,7 +147,7 @@ def _check_table(t, where):
     if twice := next((o for o in places if places.count(o) > 1), None): raise ValueError(
         f"{where}: '{twice}' is given two meanings; keep one")
 
-# %% ../../nbs/rows/15_maps.ipynb #7b8885c2
+# %% ../../nbs/rows/15_maps.ipynb #0ee4f0f3
 def _texts(v, where):
     "A text or a list of texts as a tuple"
     if isinstance(v, str): return (v.strip(),)
@@ -173,7 +173,7 @@ def _table_map(o, where): # o: a [[table]] of the file
     _check_table(t, where)
     return t
 
-# %% ../../nbs/rows/15_maps.ipynb #5e1c2c83
+# %% ../../nbs/rows/15_maps.ipynb #8b236410
 def parse_map(text:str, where:str)->SourceMap: # where: file, for messages
     "A map from its text; `ValueError` names file, table and key, and lists what is known"
     try: o = tomllib.loads(text)
@@ -206,7 +206,7 @@ def load_map(name_or_path)->SourceMap: # Name of a built-in one, or path of a fi
     try: return parse_map(path.read_text(encoding='utf-8-sig'), path.name)
     except UnicodeDecodeError: raise ValueError(f'{path}: not UTF-8; save it again as UTF-8') from None
 
-# %% ../../nbs/rows/15_maps.ipynb #0b5e8ddd
+# %% ../../nbs/rows/15_maps.ipynb #7687fe73
 def places(t:TableMap)->dict:
     """Column or code to its `Column`: those of the map, and those of its code system for other signals; where it has
     neither, our own names"""
@@ -227,7 +227,7 @@ def missing(t:TableMap, names)->list: # names: columns of a file
     if t.layout == 'long' or t.label or t.onset or t.person or lost: return lost
     return [] if have & {name_key(c) for c in places(t)} else ['one of a signal']
 
-# %% ../../nbs/rows/15_maps.ipynb #f5bab48a
+# %% ../../nbs/rows/15_maps.ipynb #2cf3837f
 def assign(m:SourceMap, found:dict)->tuple: # found: file name to its columns
     "[(file name, `TableMap`)] of the files that fit a table, and names of the others; `ValueError`: fits two"
     one = len(found) == len(m.tables) == 1 # then its name does not matter

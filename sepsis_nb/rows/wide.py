@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Part', 'conversion', 'described', 'category', 'read_wide']
 
-# %% ../../nbs/rows/18_wide.ipynb #47ec395a
+# %% ../../nbs/rows/18_wide.ipynb #2733161f
 import numpy as np, pandas as pd
+from pathlib import Path
 from typing import NamedTuple
 from .maps import Column, TableMap, name_key, places
 from .signals import SIGNALS
@@ -14,10 +15,10 @@ from .tables import Table, ids, numbers
 from .times import times
 from .units import header_unit, to_canonical
 
-# %% ../../nbs/rows/18_wide.ipynb #5c0cca67
+# %% ../../nbs/rows/18_wide.ipynb #8af1ed89
 class Part(NamedTuple):
     "What one table of a source holds"
-    rows:pd.DataFrame  # patient_id; time, signals, label, onset where there are any
+    rows:pd.DataFrame  # patient_id or person_id, or both; time, signals, label, onset where there are any
     columns:list       # A dict a source column or code, see `COLUMNS`
     notes:list         # Findings: (finding, rows, stays, first, advice)
 
@@ -38,7 +39,7 @@ def described(where, name, c=None, unit='', what='', values=0):
     told = where, str(name), c.signal if c else '', shown, bool(unit), factor, zero, what, int(values)
     return dict(zip(COLUMNS, told))
 
-# %% ../../nbs/rows/18_wide.ipynb #32d7e1be
+# %% ../../nbs/rows/18_wide.ipynb #1be839e8
 def category(col:pd.Series, c:Column, table)->pd.Series: # c: with `values`
     "Categories as numbers; `ValueError` names the first that is unknown, and lists the known"
     text = col.astype('str').str.strip().where(col.notna())
@@ -59,7 +60,7 @@ def _unit(name, c, where):
         f"{where} column {name}: the header says '{said}' and the map '{c.unit}'; correct the one that is wrong")
     return c.unit
 
-# %% ../../nbs/rows/18_wide.ipynb #b9a27b55
+# %% ../../nbs/rows/18_wide.ipynb #bf9e7824
 def _found(df, name, where):
     "The column of a frame that carries a name, whatever its case and the unit behind it"
     same = [o for o in df if str(o).strip() == name] or [o for o in df if name_key(o) == name_key(name)]
@@ -69,7 +70,7 @@ def _found(df, name, where):
 
 def _roles(t, df, where):
     "Role to column; `ValueError` for one that is not there"
-    given = {k:v for k in ('patient', 'time', 'label', 'onset') if (v := getattr(t, k))}
+    given = {k:v for k in ('patient', 'person', 'time', 'label', 'onset') if (v := getattr(t, k))}
     roles = {k:_found(df, v, where) for k,v in given.items()}
     for k,found in roles.items():
         if found is None: raise ValueError(f"{where}: no column '{given[k]}', which the map names as {k}; found: "
@@ -89,7 +90,7 @@ def _label(col, table):
                          f'({wrong.sum()} such cells); correct it, or leave it empty where the label is unknown')
     return x
 
-# %% ../../nbs/rows/18_wide.ipynb #90c5d4c9
+# %% ../../nbs/rows/18_wide.ipynb #cb806d89
 def _need(x, col, table, what, role):
     "`ValueError` for the first row without an id or a time"
     if (gone := x.isna().to_numpy()).any(): raise ValueError(
@@ -112,7 +113,7 @@ def _signals(t, df, table):
         out[c.signal] = out[c.signal].where(out[c.signal].notna(), x) if c.signal in out else x
     return out, told
 
-# %% ../../nbs/rows/18_wide.ipynb #d427d804
+# %% ../../nbs/rows/18_wide.ipynb #94d28dc0
 def _others(t, df, taken, where):
     "Rows of the table of columns for those that are no signal"
     ignored = {name_key(o) for o in t.ignore}
@@ -126,8 +127,9 @@ def read_wide(table:Table, t:TableMap)->Part:
     df,where = table.df, table.where
     roles = _roles(t, df, where)
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
-    who = roles['patient']
-    out = dict(patient_id=_need(ids(df[who], table), who, table, 'patient id', 'patient'))
+    def named(k): return _need(ids(df[roles[k]], table), roles[k], table, f'{k} id', k)
+    out = {f'{k}_id':named(k) for k in ('patient', 'person') if k in roles}
+    if t.file_is_patient: out['patient_id'] = pd.Series(Path(where).stem, df.index, dtype='str')
     for k in 'time', 'onset':
         if k in roles: out[k] = times(df[roles[k]], table, t.time_as, t.zone)
     if t.time: _need(out['time'], roles['time'], table, 'time', 'time')
