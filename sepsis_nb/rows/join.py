@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NOTES', 'KEYS', 'Source', 'note', 'join_parts']
 
-# %% ../../nbs/rows/19_join.ipynb #a6749d40
+# %% ../../nbs/rows/19_join.ipynb #61032764
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from .maps import SourceMap
@@ -13,7 +13,7 @@ from .onset import LabelRule, label_rows, onset_findings
 from .signals import SIGNALS, hours
 from .wide import COLUMNS
 
-# %% ../../nbs/rows/19_join.ipynb #88805170
+# %% ../../nbs/rows/19_join.ipynb #463113f8
 NOTES = 'finding', 'rows', 'stays', 'first', 'advice'
 @dataclass(frozen=True)
 class Source:
@@ -29,7 +29,7 @@ def note(what, ids, advice, first=''): # ids: patients of the rows concerned; fi
     ids = pd.Series(ids)
     return [(what, len(ids), ids.nunique(), first or f'patient {ids.iloc[0]}', advice)] if len(ids) else []
 
-# %% ../../nbs/rows/19_join.ipynb #0352a30c
+# %% ../../nbs/rows/19_join.ipynb #d8a79693
 KEYS = ['patient_id', 'time']
 def _stacked(parts, m): # parts: [(Part, TableMap)]
     "One frame a table of the map, its files below each other"
@@ -54,7 +54,7 @@ def _once(df, what):
     said = note(f'several rows of one time in {what}', df.patient_id[twice], 'made one, of the mean of their values')
     return df.groupby(KEYS, sort=False, as_index=False).mean(numeric_only=True), said
 
-# %% ../../nbs/rows/19_join.ipynb #8c174092
+# %% ../../nbs/rows/19_join.ipynb #62cab545
 def _ordered(df, first): # first: patients in the order of the first table
     "Rows by patient, in the order met, and time"
     rank = pd.Series(np.arange(len(first)), first).reindex(df.patient_id).fillna(len(first)).to_numpy()
@@ -79,7 +79,7 @@ def _measured(tables):
         notes += said
     return _ordered(out, patients), notes
 
-# %% ../../nbs/rows/19_join.ipynb #a889a4fe
+# %% ../../nbs/rows/19_join.ipynb #4a662522
 def _labelled(df, labels, what):
     "The rows with the labels of their times; a label at a time without a row becomes one, of a patient who has rows"
     if (twice := labels.duplicated(KEYS)).any():
@@ -96,7 +96,7 @@ def _labelled(df, labels, what):
     if alone.any(): out = _ordered(pd.concat([out, labels[alone]], ignore_index=True), patients)
     return out, notes+note('row without a label', out.patient_id[out.label.isna()], f'{what} has none at its time')
 
-# %% ../../nbs/rows/19_join.ipynb #d03d07ed
+# %% ../../nbs/rows/19_join.ipynb #2a45ff2f
 def _onsets(frame, what):
     "Patient to time of onset; `ValueError` if a patient has two"
     o = frame[['patient_id', 'onset']].drop_duplicates()
@@ -118,7 +118,7 @@ def _by_onset(df, frame, rule, what):
     notes += list(onset_findings(df.patient_id, hours(df.time), at, rule).itertuples(index=False, name=None))
     return df.assign(label=label)[keep].reset_index(drop=True), notes
 
-# %% ../../nbs/rows/19_join.ipynb #5e514a33
+# %% ../../nbs/rows/19_join.ipynb #f6e30ad9
 def _persons(tables):
     "patient_id to person_id, from the tables that have both; `ValueError` if a patient has two"
     pairs = [df[['patient_id', 'person_id']] for _,df in tables if {'patient_id', 'person_id'} <= set(df)]
@@ -146,7 +146,7 @@ def _static(df, frame, persons, m, t):
         df[s] = x if s not in df else df[s].where(df[s].notna(), x)
     return df, notes
 
-# %% ../../nbs/rows/19_join.ipynb #d3a81499
+# %% ../../nbs/rows/19_join.ipynb #a56dc7cf
 def _column_notes(columns):
     "Notes of the columns and codes that became no signal, and of the units nobody said"
     def one(what, rows, advice):
@@ -159,7 +159,7 @@ def _column_notes(columns):
     return (one('column or code of no known signal', unknown, 'not read; name it in [table.signals], or in `ignore`')
             + one('unit assumed', assumed, 'nobody says it, so the canonical one is taken; write it into the map'))
 
-# %% ../../nbs/rows/19_join.ipynb #d0eb7c51
+# %% ../../nbs/rows/19_join.ipynb #6669f201
 def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     "The tables of a source as one; `ValueError` where two readings are possible"
     tables,notes = _stacked(parts, m), [o for p,_ in parts for o in p.notes]
