@@ -9,7 +9,7 @@ from sepsis_nb.prove.harness import Record, as_records
 
 def test_nothing_is_lost(store, tmp_path):
     logging.getLogger('kafka').setLevel(logging.CRITICAL)
-    counts = dict(kill_worker=2, kill_broker=1, rebalance=1, freeze_worker=1, grow=1)
+    counts = dict(kill_worker=2, kill_broker=1, rebalance=1, freeze_worker=1, grow_topics=1)
     hold = dict(kill_broker=(1, 2), rebalance=(1, 2), freeze_worker=(7, 8))
     run = chaos(tmp_path, store, 'sample', plan_faults(counts, 3, .5, hold=hold), rows=4000, rate=150, seed=3)
     a = run.audit

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLOW_MS', 'SENDERS', 'DELETIONS', 'GROUPS', 'GROWTH', 'compress', 'break_batches', 'transact', 'misplace',
            'jump_clock', 'overtake_frozen', 'overtake_stopped', 'make_again', 'make_again_unread', 'second_group',
-           'grow']
+           'grow_topics']
 
 # %% ../../nbs/prove/34_senders.ipynb #a1b5d061
 import gzip, signal, subprocess, time
@@ -131,7 +131,7 @@ def second_group(line, hold_s):
     o.serving()
 
 # %% ../../nbs/prove/34_senders.ipynb #c19dcf80
-def grow(line, hold_s):
+def grow_topics(line, hold_s):
     "All topics get twice the partitions by the command, which moves the states; not after `misplace`"
     n = 2*line.s.topics.partitions
     for o in filter(None, (line, line.other)):
@@ -153,4 +153,4 @@ def _by_name(*functions): return {o.__name__:o for o in functions}
 SENDERS = _by_name(compress, break_batches, transact, misplace, jump_clock)
 DELETIONS = _by_name(overtake_frozen, overtake_stopped, make_again, make_again_unread)
 GROUPS = _by_name(second_group)
-GROWTH = _by_name(grow)
+GROWTH = _by_name(grow_topics)
