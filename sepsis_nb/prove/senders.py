@@ -90,8 +90,9 @@ def overtake_frozen(line, hold_s):
 
 def overtake_stopped(line, hold_s):
     "Rows are deleted while no worker is there"
-    with line.starts:
-        line.end_worker(signal.SIGTERM)
+    with line.starts: # one that ends by itself meanwhile is not started again either
+        for p in list(line.procs): p.terminate()
+        line.until(lambda: all(p.poll() is not None for p in list(line.procs)), 'the end of all workers')
         _delete_rows(line, hold_s)
 
 # %% ../../nbs/prove/34_senders.ipynb #fdc9aea2
