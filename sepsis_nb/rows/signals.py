@@ -51,7 +51,7 @@ def declare(
             f"{at}: unknown key '{sorted(extra)[0]}'; known are {', '.join(_KEYS)}")
         if gone := [k for k in ('label', 'unit', 'range') if k not in o]: raise ValueError(f'{at}: has no {gone[0]}')
         for k,v in o.items():
-            if not isinstance(v, _KEYS[k]): raise ValueError(f"{at}: {k} is {v!r}, expected a {_KEYS[k].__name__}")
+            if not isinstance(v, _KEYS[k]): raise ValueError(f'{at}: {k} is {v!r}, expected {_KEYS[k].__name__}')
     return {name:_signal(name, o, f'{where}: signal {name}') for name,o in tables.items()}
 
 def _signal(name, o, at):
