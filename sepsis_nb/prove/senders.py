@@ -8,8 +8,8 @@ __all__ = ['SLOW_MS', 'SENDERS', 'DELETIONS', 'GROUPS', 'GROWTH', 'compress', 'b
            'grow_topics']
 
 # %% ../../nbs/prove/34_senders.ipynb #a1b5d061
-import gzip, signal, subprocess, time
-from contextlib import closing, contextmanager
+import gzip, psutil, signal, subprocess, time
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from itertools import cycle
 from kafka import KafkaProducer, TopicPartition
@@ -91,7 +91,8 @@ def overtake_frozen(line, hold_s):
 def overtake_stopped(line, hold_s):
     "Rows are deleted while no worker is there"
     with line.starts: # one that ends by itself meanwhile is not started again either
-        for p in list(line.procs): p.terminate()
+        for p in list(line.procs):
+            with suppress(psutil.NoSuchProcess): p.terminate()
         line.until(lambda: all(p.poll() is not None for p in list(line.procs)), 'the end of all workers')
         _delete_rows(line, hold_s)
 
