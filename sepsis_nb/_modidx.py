@@ -1110,6 +1110,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.rows.events._notes': ('rows/events.html#_notes', 'sepsis_nb/rows/events.py'),
                                        'sepsis_nb.rows.events._place': ('rows/events.html#_place', 'sepsis_nb/rows/events.py'),
                                        'sepsis_nb.rows.events._rehash': ('rows/events.html#_rehash', 'sepsis_nb/rows/events.py'),
+                                       'sepsis_nb.rows.events._room': ('rows/events.html#_room', 'sepsis_nb/rows/events.py'),
                                        'sepsis_nb.rows.events._sql': ('rows/events.html#_sql', 'sepsis_nb/rows/events.py'),
                                        'sepsis_nb.rows.events._staged': ('rows/events.html#_staged', 'sepsis_nb/rows/events.py'),
                                        'sepsis_nb.rows.events._texts': ('rows/events.html#_texts', 'sepsis_nb/rows/events.py'),
