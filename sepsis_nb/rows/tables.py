@@ -199,8 +199,8 @@ def _text_table(body, names, sep, table, notes):
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
     (r'[<>≤≥]', 'is a limit of detection, not a number', 'write the value to use, or leave it empty'),
     (r'[+-]?\d{1,3}([.,\' ]\d{3})+([.,]\d*)?$', 'may have a separator of thousands', 'write 1234.5'),
-    (r'[+-]?\d+,\d+$', 'has a comma, and other numbers of the file have a point', 'write numbers in one way'),
-    (r'[+-]?\d+\.\d+$', 'has a point, and other numbers of the file have a comma', 'write numbers in one way'),
+    (r'[+-]?\d+,\d+$', 'has a comma, and other numbers of the file have a point', 'write them in one way'),
+    (r'[+-]?\d+\.\d+$', 'has a point, and other numbers of the file have a comma', 'write them in one way'),
     (r'[+-]?\d', 'is not a number', 'write the number alone; the unit belongs into the header'),
     (r'', 'is not a number', 'write one or leave it empty'))
 _TRUTH = {'true':'1', 'false':'0'}
