@@ -71,6 +71,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data.build_sample': ('data.html#build_sample', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.check_json': ('data.html#check_json', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.encode': ('data.html#encode', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data.fitting': ('data.html#fitting', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.messages': ('data.html#messages', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.parse': ('data.html#parse', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.read': ('data.html#read', 'sepsis_nb/data.py'),
