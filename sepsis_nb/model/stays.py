@@ -13,7 +13,7 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from ..data import read
+from ..data import read_source
 from ..features import FeatureSpec, fold_table, missing_needs
 from .cohort import in_force
 from ..rows.findings import data_digest, findings
@@ -126,14 +126,17 @@ def _label_findings(raw, s):
 def load_stays(
     data, spec:FeatureSpec, cache=None, # As of `data.read`, `table_stays`
     use='training',                # For messages
-    rule:LabelRule=CHALLENGE_RULE, # What label 1 means in these data
+    rule:LabelRule|None=None,      # What label 1 means in these data; None: as their map says
+    map='',                        # Of `data.read_source`
 )->Stays:
     "Read, extract and count; `ValueError` if the data cannot train a model, `MemoryError` if they would not fit"
-    df,left = check_labels(raw := read(data), data, use)
+    source = read_source(data, map=map)
+    df,left = check_labels(raw := source.df, data, use)
     if use == 'training': check_septic(df, data)
     check_memory(len(df), spec)
-    s = table_stays(df, spec, None, data_digest(raw), left, cache, rule)
-    s = replace(s, findings=pd.concat([findings(raw), _label_findings(raw, s)], ignore_index=True))
+    s = table_stays(df, spec, None, data_digest(raw), left, cache, rule or source.rule)
+    found = findings(raw, source.notes)
+    s = replace(s, findings=pd.concat([found, _label_findings(raw, s)], ignore_index=True))
     if missing_needs(spec, s.X).any(1).all(): raise ValueError(
         f"{data}: no row has what spec {spec.name} needs ({', '.join(spec.needs)}); "
         f"its columns are {', '.join(c for c in df if c in KNOWN)}. Add what is missing, or take a smaller spec.")

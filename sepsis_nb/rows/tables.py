@@ -127,13 +127,14 @@ def _check_names(names, where):
 MISSING = 'nan', '-nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none', r'\n' # what programs write for no value
 _GROUP = r'^[+-]?[1-9]\d{0,2}[.,]\d{3}$'
 def _signs(a, sign):
-    "Whether a column is of numbers, some with `sign`, and whether one of them proves it"
+    "Whether most cells of a column are numbers, some with `sign`, and whether one of them proves it"
     some = pc.match_substring(a, sign)
     if not pc.any(some).as_py(): return False, False
     number = pc.match_substring_regex(a, rf'^[+-]?\d*({re.escape(sign)}\d*)?([eE][+-]?\d+)?$')
     other = pc.is_in(pc.utf8_lower(a), pa.array(MISSING, a.type))
-    if not pc.all(pc.or_(number, other)).as_py(): return False, False
-    return True, pc.any(pc.and_(some, pc.invert(pc.match_substring_regex(a, _GROUP)))).as_py()
+    if not 2*pc.sum(pc.or_(number, other)).as_py() >= len(a)-a.null_count: return False, False
+    proof = pc.and_(number, pc.and_(some, pc.invert(pc.match_substring_regex(a, _GROUP))))
+    return pc.any(pc.and_(number, some)).as_py(), pc.any(proof).as_py()
 
 def _decimal(columns, sep, quoted): # columns: Arrow arrays
     "The decimal sign of a file, and whether it is proven"
@@ -198,8 +199,8 @@ def _text_table(body, names, sep, table, notes):
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
     (r'[<>≤≥]', 'is a limit of detection, not a number', 'write the value to use, or leave it empty'),
     (r'[+-]?\d{1,3}([.,\' ]\d{3})+([.,]\d*)?$', 'may have a separator of thousands', 'write 1234.5'),
-    (r'[+-]?\d+,\d+$', 'has a comma, but the file writes decimal points', 'write numbers in one way'),
-    (r'[+-]?\d+\.\d+$', 'has a point, but the file writes decimal commas', 'write numbers in one way'),
+    (r'[+-]?\d+,\d+$', 'has a comma, and other numbers of the file have a point', 'write them in one way'),
+    (r'[+-]?\d+\.\d+$', 'has a point, and other numbers of the file have a comma', 'write them in one way'),
     (r'[+-]?\d', 'is not a number', 'write the number alone; the unit belongs into the header'),
     (r'', 'is not a number', 'write one or leave it empty'))
 _TRUTH = {'true':'1', 'false':'0'}
