@@ -51,6 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data._column': ('data.html#_column', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._files': ('data.html#_files', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._first': ('data.html#_first', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data._in_unit': ('data.html#_in_unit', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._is_own': ('data.html#_is_own', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._is_plain': ('data.html#_is_plain', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._joined': ('data.html#_joined', 'sepsis_nb/data.py'),

@@ -25,6 +25,7 @@ from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, 
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members
 from .rows.tables import numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
+from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS
 
 # %% ../nbs/00_data.ipynb #705fb538
@@ -34,7 +35,7 @@ ROLES = {'patient id':'patient_id', 'patient_id':'patient_id', 'result time':'ti
          'sepsislabel':'label'} # name in lower case to what it is
 _NAMES = ROLES | {c.lower():c for c in KNOWN}
 def _bare(name): # in lower case, without spaces around it and a unit in brackets
-    return re.sub(r'\s*[\[(][^\])]*[\])]$', '', str(name).strip()).lower()
+    return header_unit(name)[0].lower()
 def _column(name):
     "A column's role or signal, whatever its case and without a unit in brackets; another name stripped of spaces"
     return _NAMES.get(_bare(name), str(name).strip())
@@ -70,6 +71,18 @@ def _rename(df, columns, where):
         f"{', '.join(short)}; if they are what they seem, read it with columns={short}; None leaves a column out")
     return df.set_axis(names, axis=1)
 
+# %% ../nbs/00_data.ipynb #efedb73a
+_OF_CODE = {c:s for s in SIGNALS.values() for c in s.codes if c == s.name or c not in SIGNALS}
+def _in_unit(x, name, own, table): # x: Series; own: the column's name in the file
+    "Values in the canonical unit if the header gives another, and notes; `ValueError` lists the units known"
+    unit,s = header_unit(own)[1], _OF_CODE[name]
+    if not unit or name != s.name and unit_key(unit) == unit_key('°F'): return x, []
+    there = f'{table.where} column {own}'
+    y = pd.Series(to_canonical(x.to_numpy(), s, unit, there), x.index)
+    if y.equals(x): return x, []
+    said = f'{unit} to {s.unit}, as the header says'
+    return y, [(f'unit of {s.name} converted', int(x.notna().sum()), 0, there, said)]
+
 # %% ../nbs/00_data.ipynb #12d66b15
 def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     "patient_id (str), signals (float64, source's names), time and label if any, and notes; `ValueError` names the cell"
@@ -82,13 +95,15 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
     elif 'ICULOS' in df: out['time'] = numbers(col('ICULOS'), table)
-    out |= {c:numbers(col(c), table) for c in df if c in KNOWN}
+    notes = list(table.notes)
+    for c in df:
+        if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
     if 'label' in df:
         y = out['label'] = numbers(col('label'), table)
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'
-    return pd.DataFrame(out), [*table.notes, *[note]*bool(unused)]
+    return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
 def _read_rows(path, columns): return tidy(read_table(path), columns)

@@ -114,6 +114,15 @@ def test_unknown_encodings(ward, encoding, words):
     name = 'ソ' if encoding == 'shift-jis' else 'Jörg'
     with pytest.raises(ValueError, match=words): read(ward(monitor(ROW.replace('007', name)).encode(encoding)))
 
+def test_units_in_the_header(ward, caplog):
+    head = 'patient_id,ICULOS,HR (1/min),Temp (°F),Glucose [mmol/L],Creatinine (umol/L),Bilirubin_total (µmol/L),FiO2[%]'
+    with caplog.at_level(logging.WARNING): got = read(ward(head+'\np1,1,120,98.6,5.5,62,15,40\n')).iloc[0]
+    want = dict(HR=120, Temp=37, Glucose=99.1, Creatinine=.70, Bilirubin_total=.88, FiO2=.4)
+    assert {k:round(got[k], 2) for k in want} == pytest.approx(want, rel=.01)
+    assert 'unit of Glucose converted, rows=1' in caplog.text and 'HR converted' not in caplog.text
+    with pytest.raises(ValueError, match=r"column HR \(mph\): unit 'mph' is not known for HR; known are 1/min"):
+        read(ward('patient_id,ICULOS,HR (mph)\np1,1,80\n'))
+
 def test_two_separators():
     assert list(parse_table(b'id;Temp, body;HR\n7;37;80\n', 'f.csv').df) == ['id', 'Temp, body', 'HR']
     with pytest.raises(ValueError, match='may be separated by comma or semicolon; write sep=, as the first line'):
