@@ -1159,6 +1159,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'sepsis_nb.rows.inspect._duration': ('rows/inspect.html#_duration', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._middle': ('rows/inspect.html#_middle', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._number': ('rows/inspect.html#_number', 'sepsis_nb/rows/inspect.py'),
+                                        'sepsis_nb.rows.inspect._share': ('rows/inspect.html#_share', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._span': ('rows/inspect.html#_span', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._times': ('rows/inspect.html#_times', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._unit_text': ('rows/inspect.html#_unit_text', 'sepsis_nb/rows/inspect.py'),
