@@ -1076,6 +1076,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sepsis_nb.rows.draft.Entry.place': ('rows/draft.html#entry.place', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft.Meaning': ('rows/draft.html#meaning', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._assumed': ('rows/draft.html#_assumed', 'sepsis_nb/rows/draft.py'),
+                                      'sepsis_nb.rows.draft._begin': ('rows/draft.html#_begin', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._by_values': ('rows/draft.html#_by_values', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._code_lines': ('rows/draft.html#_code_lines', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._column_lines': ('rows/draft.html#_column_lines', 'sepsis_nb/rows/draft.py'),
