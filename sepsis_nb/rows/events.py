@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLOCK', 'BATCH', 'Cells', 'text_blocks', 'Events', 'read_long']
 
-# %% ../../nbs/rows/16_events.ipynb #22c3140a
+# %% ../../nbs/rows/16_events.ipynb #ed70f1c1
 import mmap, numpy as np, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
 from numba import njit
@@ -19,7 +19,7 @@ from .times import times
 from .units import conversion
 from .wide import Part, category, described
 
-# %% ../../nbs/rows/16_events.ipynb #6afabb1d
+# %% ../../nbs/rows/16_events.ipynb #76f3dfb9
 @njit(cache=True)
 def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again):
     "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, cells filled again"
@@ -55,7 +55,7 @@ def _rehash(slots, row_who, row_when, n):
         while slots[k]: k = (k+1) & mask
         slots[k] = r+1
 
-# %% ../../nbs/rows/16_events.ipynb #83c583a9
+# %% ../../nbs/rows/16_events.ipynb #bf48d6ff
 def _room(kind, *shape):
     "An array of memory that is taken page by page, as it is written; numpy's own takes 2 MB at a time"
     if not hasattr(mmap, 'MAP_NORESERVE'): return np.empty(shape, kind)
@@ -96,7 +96,7 @@ class Cells:
         self.again = []
         return int(more.sum()+len(at))
 
-# %% ../../nbs/rows/16_events.ipynb #d5fd0920
+# %% ../../nbs/rows/16_events.ipynb #6ba79b0e
 BLOCK = 1 << 27 # bytes of a text file
 BATCH = 1 << 18 # events
 def text_blocks(path:Path, block=BLOCK):
@@ -116,7 +116,7 @@ def text_blocks(path:Path, block=BLOCK):
             row += raw.count(b'\n')
             if not head: head = b''.join(raw.splitlines(True)[:table.line-1])
 
-# %% ../../nbs/rows/16_events.ipynb #d8635810
+# %% ../../nbs/rows/16_events.ipynb #ec08ce00
 def _at(t, names, where):
     "Field to column of a file; `ValueError` for one that is not there"
     keys = {name_key(n):n for n in names}
@@ -143,7 +143,7 @@ def _typed(table, t, known): # known: of `places`
             x[rows] = category(col, c, part)
     return text.assign(value=x, row=row)
 
-# %% ../../nbs/rows/16_events.ipynb #982035f9
+# %% ../../nbs/rows/16_events.ipynb #05a0ce3d
 def _sql(text): return "'" + str(text).replace("'", "''") + "'"
 def _column(name): return '"' + str(name).replace('"', '""') + '"'
 _DURATION = dict(s=3600, ms=3600e3, us=3600e6, ns=3600e9) # in an hour
@@ -167,7 +167,7 @@ def _expressions(path, t):
     dated = 'time' in at and (kind.is_timestamp(of('time')) or kind.is_date(of('time')))
     return out | dict(row='file_row_number+1'), dated
 
-# %% ../../nbs/rows/16_events.ipynb #2cecc93b
+# %% ../../nbs/rows/16_events.ipynb #2c84075d
 def _connect(folder, memory_gb):
     import duckdb
     con = duckdb.connect()
@@ -184,15 +184,16 @@ def _staged(paths, t, known, folder):
             _typed(table, t, known).to_parquet(out[-1][0], index=False, compression='lz4')
     return out
 
-# %% ../../nbs/rows/16_events.ipynb #2236d0f5
+# %% ../../nbs/rows/16_events.ipynb #8e6764aa
 class Events:
     "The files of one long table, open in the engine"
     def __init__(self, paths:list, t:TableMap, folder, memory_gb=1.): # folder: for what does not fit into memory
         self.t,self.known,self.con = t, places(t), _connect(folder, memory_gb)
         typed = not any(c.values for c in self.known.values())
         direct = [_expressions(p, t) if typed and ending(p.name) == '.parquet' else None for p in paths]
-        if all(direct) and len({str(d) for d in direct}) == 1:
-            self.origin,(columns,self.dated) = {str(p):p for p in paths}, direct[0]
+        if direct[0] and len({str(d) for d in direct}) == 1:
+            columns,self.dated = direct[0]
+            self.origin = {str(p):p for p in paths}
         else:
             self.origin = {str(p):paths[i] for p,i in _staged(paths, t, self.known, folder)}
             names = parquet.read_schema(next(iter(self.origin))).names
@@ -214,7 +215,7 @@ class Events:
             o = self.ask(f'SELECT row, code FROM {self.scan([file])} WHERE {wrong} ORDER BY row LIMIT 1')
             if o: raise ValueError(f"{path.name} row {o[0][0]} (code '{o[0][1]}'): {problem}")
 
-# %% ../../nbs/rows/16_events.ipynb #3c477b35
+# %% ../../nbs/rows/16_events.ipynb #e5dafa17
 def _unit_of(texts, t): # texts: of the unit columns of an event
     "The unit that a source's row says; empty: none"
     said = (t.units.get(o.strip(), o.strip()) for o in texts if o)
@@ -254,7 +255,7 @@ def _notes(where, left, empty, kept):
          ('event of a known code without a value', empty, 0, where, 'left out')]
     return [n for n in o if n[1]]
 
-# %% ../../nbs/rows/16_events.ipynb #c1c690a5
+# %% ../../nbs/rows/16_events.ipynb #bd41f6d1
 def _texts(ev, field): # of a column of text
     "Its different texts in the order met, as a `Table` that knows their rows"
     o = ev.frame(f'SELECT {field}, arg_min(row, (filename, row)) AS row, min((filename, row)) AS met FROM {ev.scan()} '
@@ -294,7 +295,7 @@ def put(self:Events, name, df): # as a table of the engine
     self.con.execute(f'CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM given')
     self.con.unregister('given')
 
-# %% ../../nbs/rows/16_events.ipynb #e6577a10
+# %% ../../nbs/rows/16_events.ipynb #f49439e1
 @patch
 def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a condition
     "SQL of the known events of some files, with a time or without: who, stamp, signal, x"
@@ -320,7 +321,7 @@ def named(self:Events, who): # who: int64 of the engine
     return self.ids[who] if self.ids is not None else ids(pd.Series(who, name=self.t.patient),
                                                           Table(pd.DataFrame(), self.where)).to_numpy()
 
-# %% ../../nbs/rows/16_events.ipynb #c4d05d15
+# %% ../../nbs/rows/16_events.ipynb #6288fd28
 def _as_text(code, names): # (n,) index into names
     "A column of text"
     a = pa.DictionaryArray.from_arrays(pa.array(code.astype('int32')), pa.array(names, pa.large_string()))
@@ -369,7 +370,7 @@ def persons(self:Events):
     def of(k): return ids(o[k].rename(getattr(self.t, k)), Table(o, self.where))
     return Part(pd.DataFrame(dict(patient_id=of('patient'), person_id=of('person'))), [], [])
 
-# %% ../../nbs/rows/16_events.ipynb #67ff2d6b
+# %% ../../nbs/rows/16_events.ipynb #3ccd2eca
 @patch
 def portions(self:Events, most): # most: events
     "Patients by portions of about so many events, as (files, SQL of a condition)"
