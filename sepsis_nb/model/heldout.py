@@ -62,7 +62,7 @@ def evaluate(self:Scorer, df:pd.DataFrame|None=None, n=1000, seed=42)->pd.DataFr
     """Metrics with 95 % intervals of labelled rows, as `model.metrics.evaluate`; `df` None: all held-out predictions.
     `attrs['rows']` tells which were taken; `ValueError` for a table of known and new patients, or without labels"""
     from sepsis_nb.model.metrics import evaluate
-    known,named = ([], []) if df is None else fitted_patients(self.marks, df, self.spec.signals)
+    known,named = ([], []) if df is None else fitted_patients(self.marks, df, self.spec.declared)
     if named: raise ValueError(f'{len(named)} ids ({named[0]}, …) are of patients that the model was fitted on, with '
         'other rows. If they are these patients, give their rows as in training; if not, give them other ids')
     if known and len(known) < df.patient_id.nunique(): raise ValueError(
