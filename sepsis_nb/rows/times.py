@@ -19,12 +19,19 @@ HOW = *_HOURS, *_EPOCH, 'day-first', 'month-first', 'hh:mm', 'spreadsheet' # wha
 _DAYS = 32874, 73051 # spreadsheet days of 1990 to 2099
 def _declare(*how): return 'write ' + ' or '.join(f'time_as = "{o}"' for o in how) + ' in the map'
 
+_ERA = np.array(['1900', '2300'], 'datetime64[us]') # de-identified dates reach 2214
+def _in_era(t, col, table):
+    "The times; `ValueError` for one that stands for none, such as 9999-12-31"
+    wrong = (t < _ERA[0]) | (t >= _ERA[1])
+    refuse(wrong, col, table, 'is not between 1900 and 2300', 'leave it empty if it is unknown')
+    return t
+
 def _number_times(x, col, table, how):
     "Numbers as hours, or as dates if `how` says so; `ValueError` for those that cannot be hours"
     if how in _EPOCH or how == 'spreadsheet':
         us = (x*_EPOCH[how]).round() if how in _EPOCH else ((x-25569)*86_400_000).round()*1000 # to the ms, as it shows
         refuse(us.abs() > 9e15, col, table, f'is no date as {how}', 'declare what it is as time_as in the map')
-        return us.astype('Int64').astype('datetime64[us]')
+        return _in_era(us.astype('Int64').astype('datetime64[us]'), col, table)
     if not how:
         unit = next(o for o,least in (('', 1e14), ('epoch-ms', 1e11), ('epoch-s', 1e8), ('seconds', 0))
                     if not x.abs().max() < least)
@@ -210,6 +217,7 @@ def _dates(a, col, table, how, zone):
     "(n,) datetime64[us] in UTC, or of the ward's clock"
     t,has_zone = _iso(a) or _written(a, col, col, table, how, _form(a, col, table))
     _one_kind(has_zone, col, table)
+    _in_era(t, col, table)
     if not zone or has_zone.all(): return t
     return _zoned(pd.Series(t, col.index), col, table, zone).to_numpy()
 
@@ -226,7 +234,7 @@ def times(
     if kind == 'm': return col/pd.Timedelta(hours=1)
     if kind == 'M':
         if aware := isinstance(col.dtype, pd.DatetimeTZDtype): col = col.dt.tz_convert('UTC').dt.tz_localize(None)
-        t = col.astype('datetime64[us]')
+        t = _in_era(col.astype('datetime64[us]'), col, table)
         return _zoned(t, col, table, zone) if zone and not aware else t
     if kind == 'b': refuse(col.notna(), col, table, 'is not a time', 'name another column')
     is_date = kind in 'iu' and len(col) and col.min() >= 19000101 and not how # 20250131, or in milliseconds
