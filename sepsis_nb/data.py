@@ -109,12 +109,15 @@ def _read_rows(path, columns): return tidy(read_table(path), columns)
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
-    "`ValueError` for two files of one stay"
+    "`ValueError` for two files of one stay, or a name that is no id"
+    for o in stays:
+        if not o.name.isprintable(): raise ValueError(
+            f'{path}: the file name {o.name!r} is no UTF-8 that can be shown; rename it')
     names = [o.stem for o in stays]
-    for stem,n in Counter(names).items() if len(set(names)) < len(names) else ():
-        if n > 1: raise ValueError(
-            f"{path}: {' and '.join(o.name for o in stays if o.stem == stem)} are both of the stay {stem}; "
-            'give each stay a name of its own, or read them apart')
+    twice = next((stem for stem,n in Counter(names).items() if n > 1), None)
+    if twice is not None: raise ValueError(
+        f"{path}: {' and '.join(o.name for o in stays if o.stem == twice)} are both of the stay {twice}; "
+        'give each stay a name of its own, or read them apart')
 
 def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, for messages
     "Many psv stays as one tidy frame, in the order given; the stem of the file name is the patient"
