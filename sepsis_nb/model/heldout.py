@@ -12,7 +12,7 @@ from .contract import fitted_patients
 from .registry import RegistryError, at_store
 from .scorer import Scorer
 from ..rows.findings import warn
-from ..rows.onset import CHALLENGE_RULE, LabelRule, declared, label_findings, rule_from_dict, rule_text
+from ..rows.onset import CHALLENGE_RULE, LabelRule, declared_rule, label_findings, rule_from_dict, rule_text
 
 # %% ../../nbs/model/65_heldout.ipynb #8bb238d5
 HELDOUT = 'heldout.parquet' # among a run's artifacts
@@ -82,7 +82,7 @@ def evaluate(
         f'the model was fitted on {len(known)} of these {df.patient_id.nunique()} patients ({known[0]}, …), not on the '
         'others; evaluate the two parts apart, see `in_sample`')
     held,own = df is None or bool(known), self.label_rule
-    rule = rule or (own if df is None else declared(df, own))
+    rule = rule or (own if df is None else declared_rule(df, own))
     if held and rule != own: raise ValueError(
         f'these rows are those of the training, where the labels mean: {rule_text(own)}; here {rule_text(rule)}')
     o = self.heldout() if df is None else _heldout_rows(self, df) if known else _new_rows(self, df)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_BEFORE', 'MOST_AFTER', 'CHALLENGE_RULE', 'LabelRule', 'rule_to_dict', 'rule_from_dict', 'rule_text',
-           'rules_differ', 'declare', 'declared', 'label_rows', 'onset_findings', 'onset_of', 'label_findings']
+           'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'onset_findings', 'onset_of',
+           'label_findings']
 
 # %% ../../nbs/rows/17_onset.ipynb #b6cc1a50
 import math, numpy as np, pandas as pd
@@ -62,12 +63,12 @@ def rules_differ(rule:LabelRule, other:LabelRule)->str: # of the training and of
             'score and calibration are of the label itself, so a part of their difference is that of the labels.')
 
 # %% ../../nbs/rows/17_onset.ipynb #c94df358
-def declare(df:pd.DataFrame, rule:LabelRule)->pd.DataFrame: # df: tidy
+def declare_rule(df:pd.DataFrame, rule:LabelRule)->pd.DataFrame: # df: tidy
     "The same table, which now says what its labels mean"
     df.attrs['label_rule'] = rule_to_dict(rule)
     return df
 
-def declared(df:pd.DataFrame, default:LabelRule=CHALLENGE_RULE)->LabelRule:
+def declared_rule(df:pd.DataFrame, default:LabelRule=CHALLENGE_RULE)->LabelRule:
     "What the labels of a table mean; `default` if it does not say so"
     return rule_from_dict(df.attrs['label_rule'], 'attrs') if 'label_rule' in df.attrs else default
 
