@@ -11,6 +11,7 @@ __all__ = ['log', 'ROLES', 'SAMPLE', 'SOURCES', 'SAMPLE_EICU', 'MOST_DEPTH', 'ti
 import json, logging, numpy as np, orjson, pandas as pd, re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from itertools import combinations
@@ -20,9 +21,11 @@ from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import assign, load_map, recognise
-from .rows.onset import CHALLENGE_RULE, declare_rule
+from .rows.onset import CHALLENGE_RULE, assumed_rule, declare_rule
+from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
-from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
+from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
+from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS
@@ -105,7 +108,10 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
-def _read_rows(path, columns): return tidy(read_table(path), columns)
+def _read_rows(path, columns):
+    df,notes = tidy(read_table(path), columns)
+    undeclared = 'label' in df and not set(CHALLENGE) <= set(df)
+    return df, notes+([assumed_rule(df, path.name)] if undeclared else [])
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
@@ -233,6 +239,19 @@ def _own_columns(df, where):
     return pd.DataFrame(dict(file=where, column=list(df), signal=signals, given=False, factor=1., zero=0., what=what,
         unit=[SIGNALS[s].unit if s else '' for s in signals], values=df.notna().sum().to_numpy()))[list(COLUMNS)]
 
+def _is_challenge(given, df): # its units are part of its layout
+    return set(CHALLENGE) <= set(df) and all(str(p) == 'sample' or ending(p) not in ENDINGS or ending(p) == '.psv'
+                                             for p in given)
+
+def _in_known_units(source:Source)->Source:
+    "The same with findings for columns unlike the unit that was said; `ValueError` if none was, and another would fit"
+    df,notes,stays = source.df, [], pd.factorize(source.df.patient_id)[0]
+    for o in source.columns.drop_duplicates('signal').query("signal != '' and values > 0").itertuples():
+        x = df[o.column if o.column in df else o.signal].to_numpy(float)
+        said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.given)
+        notes += [('values unlike their unit', int((~np.isnan(x)).sum()), 0, f'{o.file}: {o.column}', said)]*bool(said)
+    return replace(source, notes=pd.concat([source.notes, noted(notes)], ignore_index=True)) if notes else source
+
 def read_source(
     paths,        # 'sample', 'sample-eicu', a path, several in a list or separated by commas
     columns=None, # A source's own names to ours, e.g. {'rr':'Resp'}; None leaves one out; case needs no entry
@@ -246,9 +265,10 @@ def read_source(
     if columns and map: raise ValueError(f'{given[0]}: both columns and a map; name the columns in the map')
     with TemporaryDirectory() as folder:
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
-        if m: return read_mapped(found, m)
+        if m: return _in_known_units(read_mapped(found, m))
     df,notes = _read_own(given, columns)
-    return Source(df, _own_columns(df, ', '.join(str(p) for p in given)), CHALLENGE_RULE, noted(notes))
+    source = Source(df, _own_columns(df, ', '.join(str(p) for p in given)), CHALLENGE_RULE, noted(notes))
+    return source if _is_challenge(given, df) else _in_known_units(source)
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"

@@ -121,7 +121,7 @@ def _at(t, names, where):
     "Field to column of a file; `ValueError` for one that is not there"
     keys = {name_key(n):n for n in names}
     out = {k:v for k in ('patient', 'person', 'time', 'code', 'value') if (v := getattr(t, k))}
-    out |= {f'only{i}':c for i,c in enumerate(t.only)}
+    out |= {f'only{i}':c for i,c in enumerate(t.only) if name_key(c) in keys}
     if lost := [v for v in out.values() if name_key(v) not in keys]: raise ValueError(
         f"{where}: no column '{lost[0]}', which the map names; found: {', '.join(map(str, names))}")
     out |= {f'unit{i}':u for i,u in enumerate(t.unit) if name_key(u) in keys}
@@ -201,7 +201,8 @@ class Events:
         self.where = paths[0].name + (f' and {len(paths)-1} more' if len(paths) > 1 else '')
         self.has,self.units = set(columns), [k for k in columns if k.startswith('unit')]
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
-        only = [f"only{i} IN ({', '.join(map(_sql, v))})" for i,v in enumerate(t.only.values())]
+        given = [(f'only{i}', v) for i,v in enumerate(t.only.values()) if f'only{i}' in columns]
+        only = [f"{k} IN ({', '.join(map(_sql, v))})" for k,v in given]
         self.kept = ' AND '.join(only) or 'true'
     def scan(self, files=None): # files: of `self.origin`; None: all
         "SQL of the events of some files"

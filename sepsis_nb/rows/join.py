@@ -14,7 +14,7 @@ from pyarrow import parquet
 from .events import read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, missing
-from .onset import LabelRule, label_rows, onset_findings
+from .onset import LabelRule, assumed_rule, label_rows, onset_findings
 from .signals import SIGNALS, hours
 from .tables import clean_name, ending, read_table
 from .wide import COLUMNS, read_wide
@@ -183,6 +183,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
         notes += said
     for t,o in tables:
         if t.onset: df,said = _by_onset(df, o, m.rule, ', '.join(t.files)); notes += said
+    if any(t.label for t,_ in tables) and not m.declared: notes += [assumed_rule(df, m.where or m.name, m.rule)]
     columns = pd.DataFrame([o for p,_ in parts for o in p.columns], columns=list(COLUMNS))
     names = [c for c in ('patient_id', 'time', *SIGNALS, 'label') if c in df]
     if list(df) != names: df = df[names]

@@ -48,7 +48,7 @@ class TableMap:
     known:str = ''        # Code system of the table of signals that names columns or codes; empty: our names
     prefix:tuple = ()     # What may stand before each code of `known`
     ignore:tuple = ()     # Columns or codes that are left out knowingly
-    only:dict = field(default_factory=dict)  # Column to values: other rows are left out, and counted
+    only:dict = field(default_factory=dict)  # Column, if it is there, to values: other rows are left out, and counted
     units:dict = field(default_factory=dict) # The source's spelling of a unit, or its code, to one of ours
     optional:bool = False # Whether the source is whole without it
     signals:tuple = ()    # Of `Column`
@@ -62,6 +62,7 @@ class SourceMap:
     about:str = ''
     rule:LabelRule = LabelRule() # What label 1 means
     where:str = ''               # The file, for messages
+    declared:bool = False        # Whether the map says what label 1 means
     def at(self, table, key=''): # table: of `tables`
         "Words for a place in the map, for messages"
         i = [id(t) for t in self.tables].index(id(table))
@@ -189,7 +190,7 @@ def parse_map(text:str, where:str)->SourceMap: # where: file, for messages
     if 'label' in o and not labelled: raise ValueError(
         f"{where}: [label], but no table has the key 'label' or 'onset'")
     return SourceMap(str(o.get('name', Path(where).stem)), tables, str(o.get('about', '')),
-                     rule_from_dict(o.get('label', {}), f'{where} [label]'), where)
+                     rule_from_dict(o.get('label', {}), f'{where} [label]'), where, 'label' in o)
 
 @cache
 def built_in()->dict:
@@ -227,19 +228,22 @@ def name_key(name): return header_unit(str(name))[0].strip().casefold()
 def missing(t:TableMap, names)->list: # names: columns of a file
     "Columns that a table of a map needs and a file has not"
     have = {name_key(n) for n in names}
-    needed = [o for o in columns_of(t) if o not in t.unit]+list(t.only)
+    needed = [o for o in columns_of(t) if o not in t.unit]
     lost = [o for o in needed if name_key(o) not in have]
     if t.layout == 'long' or t.label or t.onset or t.person or lost: return lost
     return [] if have & {name_key(c) for c in places(t)} else ['one of a signal']
 
 # %% ../../nbs/rows/15_maps.ipynb #bd94874a
+def _matches(path, glob): # ** stands for no folder, too
+    return any(fnmatch(path, '*/'+o) for o in {glob, glob.replace('**/', '')})
+
 def assign(m:SourceMap, found:dict)->tuple: # found: file name to its columns
     "[(file name, `TableMap`)] of the files that fit a table, and names of the others; `ValueError`: fits two"
     one = len(found) == len(m.tables) == 1 # then its name does not matter
     out,stray = [], []
     for name,names in found.items():
         path = '/'+Path(name).as_posix().casefold()
-        fit = [t for t in m.tables if (one or any(fnmatch(path, '*/'+o.casefold()) for o in t.files))
+        fit = [t for t in m.tables if (one or any(_matches(path, o.casefold()) for o in t.files))
                and not missing(t, names)]
         if len(fit) > 1: raise ValueError(
             f'{name}: fits {m.at(fit[0])} and {m.at(fit[1])}; give each table a name in `files`')

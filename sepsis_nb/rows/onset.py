@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_BEFORE', 'MOST_AFTER', 'CHALLENGE_RULE', 'LabelRule', 'rule_to_dict', 'rule_from_dict', 'rule_text',
-           'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'onset_findings', 'onset_of',
+           'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'onset_findings', 'assumed_rule', 'onset_of',
            'label_findings']
 
 # %% ../../nbs/rows/17_onset.ipynb #b6cc1a50
@@ -106,6 +106,12 @@ def onset_findings(who, time_h, onset_h, rule:LabelRule)->pd.DataFrame: # (n,) p
         ('row without a time in a septic stay', np.isnan(label), 'the label is unknown; give each row a time'),
         ('onset before the first row', early, 'no row is labelled 1; leave out stays that were septic when they began'),
         ('onset away from the rows', none & ~early, 'no row is labelled 1; check the clock of the onset')])
+
+# %% ../../nbs/rows/17_onset.ipynb #713d811c
+def assumed_rule(df, where, rule:LabelRule=CHALLENGE_RULE)->tuple: # df: with labels; where: file or map
+    "The note of a reader that nobody says what label 1 means"
+    return ('meaning of the label assumed', int(df.label.notna().sum()), 0, str(where),
+            f'{rule_text(rule)}; say what it means under [label] in a map')
 
 # %% ../../nbs/rows/17_onset.ipynb #45f5f3ba
 def onset_of(
