@@ -131,7 +131,7 @@ async def on_start(self:SepsisApp):
     self.consumer.every_s = s.worker.within_ms/1000
     self.consumer.place = lambda committed: end_on_error(self.pipeline.place(committed), 'reading states')
     def mine(): return {tp.partition for tp in self.consumer.assignment()}
-    Watch(s, mine, lambda: self.pipeline.topic).start()
+    Watch(s, mine, lambda: self.pipeline.topic, lambda: self.pipeline.reading).start()
     threading.Thread(target=self.follow_model, args=(scorer,), daemon=True, name='follow').start()
     started()
     gc.freeze()

@@ -136,7 +136,7 @@ class Pipeline:
         self.grown,self.moving = 0, 0. # partitions of the topic, if states lie by fewer; since when they are moved
         self.reassign()
         self.total,self.absent = Counter(), set(scorer.spec.signals) # counts; signals not seen so far
-        self.warned = {} # kind of warning to when, s
+        self.warned,self.reading = {}, False # kind of warning to when, s; whether states are being read
         self.next = {}                    # partition to the offset up to which all is delivered
         self.under_way = asyncio.Future() # delivery of the last batch
         self.under_way.set_result(None)
@@ -188,7 +188,9 @@ async def load(self:Pipeline, needed:set, committed=None)->dict: # needed: parti
     if needed <= set(patients): return patients
     topics,began,total = self.settings.topics, time.monotonic(), Counter()
     await self.under_way # the topic must hold the states of the batch before
-    found,offsets = await self.read((needed | self.assigned)-set(patients))
+    self.reading = True
+    try: found,offsets = await self.read((needed | self.assigned)-set(patients))
+    finally: self.reading = False
     for p,records in found.items():
         patients[p],start,counts = restore(self.scorer.spec, records, *offsets[p], (committed or {}).get(p))
         total += counts
