@@ -138,6 +138,6 @@ def check_places(job:Job, settings:Settings): # The store of the settings counts
         for p in filter(None, (o.strip() for o in getattr(job, name).split(','))):
             if p not in ('sample', 'sample-eicu') and not Path(p).expanduser().exists(): raise FileNotFoundError(
                 f'parameter {name}: {p}: no such file or folder; give a CSV, psv, parquet or zip file, '
-                "a folder of psv files, or 'sample'")
+                "a folder of these, 'sample' or 'sample-eicu'")
     if job.metrics_json and not Path(job.metrics_json).expanduser().parent.is_dir(): raise FileNotFoundError(
         f'parameter metrics_json: folder {Path(job.metrics_json).parent} does not exist; make it')
