@@ -24,6 +24,7 @@ from .rows.onset import CHALLENGE_RULE, declare_rule
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
+from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS
 
 # %% ../nbs/00_data.ipynb #705fb538
@@ -33,7 +34,7 @@ ROLES = {'patient id':'patient_id', 'patient_id':'patient_id', 'result time':'ti
          'sepsislabel':'label'} # name in lower case to what it is
 _NAMES = ROLES | {c.lower():c for c in KNOWN}
 def _bare(name): # in lower case, without spaces around it and a unit in brackets
-    return re.sub(r'\s*[\[(][^\])]*[\])]$', '', str(name).strip()).lower()
+    return header_unit(name)[0].lower()
 def _column(name):
     "A column's role or signal, whatever its case and without a unit in brackets; another name stripped of spaces"
     return _NAMES.get(_bare(name), str(name).strip())
@@ -69,6 +70,18 @@ def _rename(df, columns, where):
         f"{', '.join(short)}; if they are what they seem, read it with columns={short}; None leaves a column out")
     return df.set_axis(names, axis=1)
 
+# %% ../nbs/00_data.ipynb #efedb73a
+_OF_CODE = {c:s for s in SIGNALS.values() for c in s.codes if c == s.name or c not in SIGNALS}
+def _in_unit(x, name, own, table): # x: Series; own: the column's name in the file
+    "Values in the canonical unit if the header gives another, and notes; `ValueError` lists the units known"
+    unit,s = header_unit(own)[1], _OF_CODE[name]
+    if not unit or name != s.name and unit_key(unit) == unit_key('°F'): return x, []
+    there = f'{table.where} column {own}'
+    y = pd.Series(to_canonical(x.to_numpy(), s, unit, there), x.index)
+    if y.equals(x): return x, []
+    said = f'{unit} to {s.unit}, as the header says'
+    return y, [(f'unit of {s.name} converted', int(x.notna().sum()), 0, there, said)]
+
 # %% ../nbs/00_data.ipynb #12d66b15
 def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     "patient_id (str), signals (float64, source's names), time and label if any, and notes; `ValueError` names the cell"
@@ -81,25 +94,30 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
     elif 'ICULOS' in df: out['time'] = numbers(col('ICULOS'), table)
-    out |= {c:numbers(col(c), table) for c in df if c in KNOWN}
+    notes = list(table.notes)
+    for c in df:
+        if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
     if 'label' in df:
         y = out['label'] = numbers(col('label'), table)
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'
-    return pd.DataFrame(out), [*table.notes, *[note]*bool(unused)]
+    return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
 def _read_rows(path, columns): return tidy(read_table(path), columns)
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
-    "`ValueError` for two files of one stay"
+    "`ValueError` for two files of one stay, or a name that is no id"
+    for o in stays:
+        if not o.name.isprintable(): raise ValueError(
+            f'{path}: the file name {o.name!r} is no UTF-8 that can be shown; rename it')
     names = [o.stem for o in stays]
-    for stem,n in Counter(names).items() if len(set(names)) < len(names) else ():
-        if n > 1: raise ValueError(
-            f"{path}: {' and '.join(o.name for o in stays if o.stem == stem)} are both of the stay {stem}; "
-            'give each stay a name of its own, or read them apart')
+    twice = next((stem for stem,n in Counter(names).items() if n > 1), None)
+    if twice is not None: raise ValueError(
+        f"{path}: {' and '.join(o.name for o in stays if o.stem == twice)} are both of the stay {twice}; "
+        'give each stay a name of its own, or read them apart')
 
 def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, for messages
     "Many psv stays as one tidy frame, in the order given; the stem of the file name is the patient"

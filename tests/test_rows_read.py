@@ -35,6 +35,10 @@ REFUSED = {
     'preamble with a comma':('Ward 3, 2025\n'+monitor(ROW), 'ward.csv row 2 has 6 cells, the header has 2'),
     'footer':(monitor(ROW)+'(1 rows affected)\n', 'ward.csv row 3 has 1 cells, the header has 6'),
     'row below an empty line':(monitor(ROW, '', ROW, 'x'), 'ward.csv row 5 has 1 cells'),
+    'spreadsheet':(b'PK\3\4\x14', 'ward.csv: holds a spreadsheet or an archive, not text; save it as CSV'),
+    'files joined':(monitor(ROW)+monitor(ROW), 'ward.csv: the header stands again below its rows (after 1 rows)'),
+    'half of UTF-16':(monitor(ROW).encode('utf-16')[:-1], 'is not UTF-16'),
+    'placeholder':(monitor(ROW.replace('2025-01-31', '9999-12-31')), 'is not between 1900 and 2300; leave it empty'),
     'one column':('Patient ID\n7\n',
                   "the header 'Patient ID' has one cell; expected names with comma, semicolon, tab, |"),
     'name twice':(monitor(ROW+',1', head=HEAD+', Patient ID '), "columns 2 and 7 are both named 'Patient ID'"),
@@ -114,6 +118,15 @@ def test_unknown_encodings(ward, encoding, words):
     name = 'ソ' if encoding == 'shift-jis' else 'Jörg'
     with pytest.raises(ValueError, match=words): read(ward(monitor(ROW.replace('007', name)).encode(encoding)))
 
+def test_units_in_the_header(ward, caplog):
+    head = 'patient_id,ICULOS,HR[1/min],Temp (°F),Glucose [mmol/L],Creatinine (umol/L),Bilirubin_total (µmol/L),FiO2[%]'
+    with caplog.at_level(logging.WARNING): got = read(ward(head+'\np1,1,120,98.6,5.5,62,15,40\n')).iloc[0]
+    want = dict(HR=120, Temp=37, Glucose=99.1, Creatinine=.70, Bilirubin_total=.88, FiO2=.4)
+    assert {k:round(got[k], 2) for k in want} == pytest.approx(want, rel=.01)
+    assert 'unit of Glucose converted, rows=1' in caplog.text and 'HR converted' not in caplog.text
+    with pytest.raises(ValueError, match=r"column HR \(mph\): unit 'mph' is not known for HR; known are 1/min"):
+        read(ward('patient_id,ICULOS,HR (mph)\np1,1,80\n'))
+
 def test_two_separators():
     assert list(parse_table(b'id;Temp, body;HR\n7;37;80\n', 'f.csv').df) == ['id', 'Temp, body', 'HR']
     with pytest.raises(ValueError, match='may be separated by comma or semicolon; write sep=, as the first line'):
@@ -162,6 +175,9 @@ WHOLE = archive({'a/p1.psv':stay(80, 81), '__MACOSX/a/._p1.psv':'\0', '.hidden/p
     (WHOLE[:60]+b'\xff'*9+WHOLE[69:], 'a/p1.psv cannot be unpacked: it is damaged ('),
     (WHOLE[:-30], 'ward.zip: not a whole zip file; fetch it again'), (b'x', 'not a whole zip file'),
     (archive({'p1.csv.psv/x.doc':'x'}), 'ward.zip: no .psv file in it'),
+    (archive({'../p1.psv':stay(80)}), '../p1.psv would be outside of the archive'),
+    (archive({'C:\\p1.psv':stay(80)}), 'would be outside of the archive'),
+    (archive({'p\x071.psv':stay(80)}), "the file name 'p\\x071.psv' is no UTF-8 that can be shown"),
     (archive({'a/p1.psv':stay(80), 'b/p1.psv':stay(81)}), 'a/p1.psv and b/p1.psv are both of the stay p1')])
 def test_archives(ward, raw, words):
     with pytest.raises(ValueError) as e: read(ward(raw, 'ward.zip'))
@@ -226,6 +242,9 @@ def test_parquet(tmp_path, save):
 
 @pytest.mark.parametrize('column,words', [
     (dict(patient_id=[1.5, 2]), 'ward.parquet row 1 column patient_id: 1.5 is no whole number that is exact'),
+    (dict(patient_id=[True, False]), 'is no text or whole number'),
+    (dict(patient_id=pd.to_datetime(['2025-01-31']*2)), 'is no text or whole number'),
+    (dict(HR=[dict(v=1), dict(v=2)]), 'column HR: .* is not a number'),
     (dict(patient_id=[1., np.nan]), 'row 2 column patient_id: nan is not a patient id'),
     (dict(HR=[[1], [2]]), 'column HR: .* is not a number'),
     (dict(HR=pd.to_datetime(['2025-01-31']*2)), 'is a time, not a number'),
@@ -239,6 +258,14 @@ def test_large_integer_ids_beside_missing_values(tmp_path):
     ids = pd.array([2**53+1, 2**53+3], 'Int64')
     pd.DataFrame(dict(patient_id=ids, HR=pd.array([80, None], 'Int64'))).to_parquet(tmp_path/'ward.parquet')
     assert read(tmp_path/'ward.parquet').patient_id.tolist() == ['9007199254740993', '9007199254740995']
+
+def test_ids_as_bytes(tmp_path):
+    pd.DataFrame(dict(patient_id=[b'007', b'7'], HR=[80., 81])).to_parquet(tmp_path/'ward.parquet')
+    assert read(tmp_path/'ward.parquet').patient_id.tolist() == ['007', '7']
+
+def test_name_that_is_no_text(tmp_path):
+    (tmp_path/'p\udcff.psv').write_text(stay(80))
+    with pytest.raises(ValueError, match='is no UTF-8 that can be shown; rename it'): read(tmp_path)
 
 def test_damaged_parquet(ward):
     for raw in b'', b'PAR1', b'PAR1'*99:
@@ -256,7 +283,7 @@ def column(*cells): return pd.Series(cells, name='time')
     '31/1/2025 13:45',
     '31-01-2025 13:45', '31.01.2025, 13:45', '1/31/2025 1:45:00 PM', '31-Jan-2025 13:45', '31 JAN 2025 1:45 p.m.',
     'January 31, 2025 13:45', '31st January 2025 13:45', '31JAN2025:13:45:00.00', '20250131T134500', '20250131134500',
-    '202501311345', '20250131134500.000+0000'])
+    '202501311345', '20250131134500.000+0000', 20250131134500, 202501311345])
 def test_one_reading(text):
     assert str(times(column(text), WARD)[0])[:16] == '2025-01-31 13:45'
 
@@ -277,9 +304,9 @@ def test_one_reading(text):
     (['31/01/2025 13:45 PM'], 'not a time of day'),
     (['2025-01-31 13:60'], 'not a time of day'), (['2025-01-31 13:45 EST'], 'is not a date and time'),
     (['Freitag'], 'is not a date'),
-    (['31. Mai 2025'], 'not a date of the calendar'), (['1', '2025-01-31'], 'is not a date and time'),
+    (['31. Mai 2025'], 'names no month in English'), (['1', '2025-01-31'], 'is not a date and time'),
     (['1', 'x'], 'is not a date'),
-    (['P1DT2H'], 'is not a date and time')])
+    (['1 days 25:61:00'], 'is no duration'), ([1.7e15], 'is more than 1e+07 hours; write hours or a date')])
 def test_no_single_reading(cells, words):
     with pytest.raises(ValueError) as e: times(column(*cells), WARD)
     assert words in str(e.value) and str(e.value).startswith('f.csv row ') and '\n' not in str(e.value)
