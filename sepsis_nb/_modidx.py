@@ -1642,6 +1642,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.stream.feed._measurement': ('stream/feed.html#_measurement', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._one': ('stream/feed.html#_one', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._wide_keys': ('stream/feed.html#_wide_keys', 'sepsis_nb/stream/feed.py'),
+                                       'sepsis_nb.stream.feed.feed_of': ('stream/feed.html#feed_of', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed.message_map': ('stream/feed.html#message_map', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed.parse_mapped': ('stream/feed.html#parse_mapped', 'sepsis_nb/stream/feed.py')},
             'sepsis_nb.stream.forget': { 'sepsis_nb.stream.forget.Forgotten': ( 'stream/forget.html#forgotten',
