@@ -22,7 +22,7 @@ from ..terminal import printable
 
 # %% ../../nbs/stream/31_scoring.ipynb #aa53bbba
 MAX_ID = 200 # characters; an id is sent again as key and in the output
-def check_message(key, value, signals, limit:int, feed=None)->tuple: # key, value: bytes or None; signals: see `signals_of`
+def check_message(key, value, signals, limit:int, feed=None)->tuple: # key, value: bytes, or None; signals: `signals_of`
     "(`Parsed`, list of reasons) of a message of at most `limit` bytes, by a map if any; `BadMessage`: why it is no row"
     if isinstance(value, Undecodable): raise BadMessage(value.reason)
     size = len(key or b'')+len(value or b'')
