@@ -93,7 +93,8 @@ def test_folder_zip_and_files_are_one_source(ward, tmp_path):
 
 @pytest.mark.parametrize('files, words', [
     (dict(vitals=FILES['vitals'].replace('stay;t', 'stay;zeit')), 'vitals.csv: ward.toml table 1 needs the columns t'),
-    (dict(vitals=FILES['vitals'].replace(';82;', ';high;')), "vitals.csv row 3 column heart_rate: 'high' is not a number"),
+    (dict(vitals=FILES['vitals'].replace(';82;', ';high;')),
+     "vitals.csv row 3 column heart_rate: 'high' is not a number"),
     (dict(vitals=FILES['vitals'].replace('8;5', ';5')), 'vitals.csv row 5 column stay'),
     (dict(vitals=FILES['vitals'].replace('8;5;', '8;;')), 'vitals.csv row 5 column t'),
     (dict(vitals=FILES['vitals'].replace('temp', 'temp [°C]')), "the header says '°C' and the map '°F'"),
@@ -102,10 +103,12 @@ def test_folder_zip_and_files_are_one_source(ward, tmp_path):
     (dict(labs=FILES['labs'].replace('9,2', ',2')), "labs.csv row 6 (code 'lac'): no patient id"),
     (dict(labs=FILES['labs'].replace('9,2', '9,')), "labs.csv row 6 (code 'lac'): no time"),
     (dict(labs='stay,t,what,x,u\n7,1,mood,5,\n'), 'labs.csv: no code is known; found: mood'),
-    (dict(sta=FILES['sta'].replace('61,F', '61,W')), "sta.csv row 2 column sex: 'W' is no known category; known are F, M"),
+    (dict(sta=FILES['sta'].replace('61,F', '61,W')),
+     "sta.csv row 2 column sex: 'W' is no known category; known are F, M"),
     (dict(sta=FILES['sta']+'8,71,M\n'), 'sta.*: patient 8 has two different rows'),
     (dict(onset=FILES['onset']+'8,3\n'), 'onset.*: patient 8 has two times of onset'),
-    (dict(onset='stay,at\n8,2025-01-31 10:00\n'), "onset.csv row 2 column at: '2025-01-31 10:00' is not a number")])
+    (dict(onset='stay,at\n8,2025-01-31 10:00\n'),
+     "onset.csv row 2 column at: '2025-01-31 10:00' is not a number")])
 def test_refused(ward, files, words):
     folder,m = ward(**files)
     with pytest.raises(ValueError) as e: read(folder, map=m)
@@ -125,8 +128,8 @@ def test_known_layouts_are_recognised(tmp_path):
     assert read_source('sample').map == ''
     assert fitting('sample-eicu', 'yaib') == '' and set(built_in()) >= {'clif', 'meds', 'omop', 'yaib'}
     when = pd.to_datetime(['2025-01-31 10:00', '2025-01-31 11:00']*2)
-    meds = pd.DataFrame(dict(subject_id=[1, 1, 2, 2], time=when, code=['LOINC//8867-4']*4, numeric_value=[80., 82, 90, 91],
-                             unit=None))
+    meds = pd.DataFrame(dict(subject_id=[1, 1, 2, 2], time=when, code=['LOINC//8867-4']*4,
+                             numeric_value=[80., 82, 90, 91], unit=None))
     meds.loc[4] = [2, None, 'GENDER//M', None, None]
     (tmp_path/'m'/'data').mkdir(parents=True)
     meds.astype(dict(subject_id=int)).to_parquet(tmp_path/'m'/'data'/'0.parquet', index=False)
@@ -163,7 +166,8 @@ def test_messages_of_the_ward():
     "The worker scores a feed by the map: other names, °F, numbers as ids; the output repeats what came"
     spec,Message = SPECS['monitor4'], namedtuple('Message', 'topic partition offset timestamp key value')
     s = Scorer(spec, Policy(.6, .4, 5.), 'bits', '1', 'f0e1', lambda X: np.tile([.2, .8], (len(X), 1)))
-    feed = message_map(parse_map(WARD.replace('"hours"', '"minutes"', 1).split('[[table]]\nfiles = "labs')[0], 'ward.toml'))
+    text = WARD.replace('"hours"', '"minutes"', 1).split('[[table]]\nfiles = "labs')[0]
+    feed = message_map(parse_map(text, 'ward.toml'))
     sent = [b'{"stay": 7, "t": 90, "heart_rate": 80, "temp": 98.6, "PULSE": 1, "Resp":18}', b'{"stay": 7, "rr": 18}',
             b'{"stay": 7, "t": 150, "heart_rate": 300000, "Pulse": 81}']
     messages = [Message('input-topic', 0, k, 0, b'7', raw) for k,raw in enumerate(sent)]
@@ -173,7 +177,8 @@ def test_messages_of_the_ward():
     assert [o['original_data'] for o in outs] == [orjson.loads(sent[0]), orjson.loads(sent[2])]
     assert {o['patient_id'] for o in outs} == {'7'} and got.counts['dead.no-signal'] == 1
     assert 'out-of-range: HR' in outs[1]['quality']['reasons']
-    same = [dict(patient_id='7', time=1.5, HR=80, Temp=37, Resp=18), dict(patient_id='7', time=2.5, HR=300000, Pulse=81)]
+    same = [dict(patient_id='7', time=1.5, HR=80, Temp=37, Resp=18),
+            dict(patient_id='7', time=2.5, HR=300000, Pulse=81)]
     own = [m._replace(value=orjson.dumps(o)) for m,o in zip((messages[0], messages[2]), same)]
     there = {0:Patients(spec)}
     again = score_batch(s, there, own, 10_000)
