@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'ids', 'float_table', 'parse_parquet', 'ending', 'Member', 'check_size', 'members', 'read_table']
+           'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
+           'members', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -306,11 +307,18 @@ def _plain_types(t):
         return c.cast(pa.timestamp('us')) if pa.types.is_date(c.type) else c
     return pa.table([plain(c) for c in t.columns], names=t.column_names)
 
-def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
-    "A parquet file as a table; `ValueError` if it is damaged"
-    try: t = _plain_types(parquet.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source))
+def _whole(read, source, where): # read: of pyarrow
+    try: return read(pa.BufferReader(source) if isinstance(source, bytes) else source)
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{where}: not a whole parquet file ({str(e).splitlines()[0][:90]}); fetch it again') from None
+
+def parquet_columns(path:Path)->tuple:
+    "Names of the columns, as `read_table` gives them; `ValueError` if the file is damaged"
+    return tuple(map(clean_name, _whole(parquet.read_schema, path, path.name).names))
+
+def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
+    "A parquet file as a table; `ValueError` if it is damaged"
+    t = _whole(lambda o: _plain_types(parquet.read_table(o)), source, where)
     names = [clean_name(n) for n in t.column_names]
     _check_names(names, where)
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
