@@ -118,6 +118,7 @@ def _topics_grow(partitions, settle, yes):
 @click.option('--speed', type=float, help="Replay by the rows' own times, at this multiple of real time.")
 @click.option('--rate', type=float, help='Rows a second, at most.')
 @click.option('--patients', help='Only these patient ids, separated by commas.')
+@click.option('--map', default='', help='Map of the files: a built-in name, or a TOML file.')
 @click.option('--quiet', is_flag=True, help='No progress bar.')
 @click.option('--verbose', is_flag=True, help='A line for each row (shows patient data).')
 def _produce(paths, **options):
@@ -163,7 +164,8 @@ def _table_writer(out):
 @click.option('--explain', is_flag=True, help="What moved the risk of each patient's last row, in place of all rows.")
 @click.option('--model', default='', help='Address of the model; without it, the one of the settings.')
 @click.option('--column', 'columns', multiple=True, metavar='THEIRS=OURS', help='A name of the file and ours: RR=Resp.')
-def _score(paths, out, explain, model, columns):
+@click.option('--map', default='', help='Map of the files: a built-in name, or a TOML file.')
+def _score(paths, out, explain, model, columns, map):
     "Score the rows of PATHS (CSV, psv, parquet, zip, folder, or 'sample') as the worker would, without Kafka."
     from sepsis_nb.data import read
     from sepsis_nb.model.load import load_scorer
@@ -171,7 +173,7 @@ def _score(paths, out, explain, model, columns):
     write = _table_writer(out) # a wrong name is refused before the work
     if odd := [c for c in columns if '=' not in c]: raise ValueError(f'--column {odd[0]}: expected THEIRS=OURS')
     names = {a:b or None for a,_,b in (c.partition('=') for c in columns)}
-    scorer,df = load_scorer(model), read(list(paths), names)
+    scorer,df = load_scorer(model), read(list(paths), names, map)
     bar = partial(tqdm, disable=not sys.stderr.isatty())
     t = (scorer.explain if explain else scorer.score)(df, progress=bar)
     write(t)

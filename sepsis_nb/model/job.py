@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from ..features import FeatureSpec, SEED_SPEC, SPECS
 from .registry import check_store
+from ..rows.maps import load_map
 from ..settings import Settings
 
 # %% ../../nbs/model/71_job.ipynb #cee9fc47
@@ -49,6 +50,8 @@ def _check_values(job):
         if not ok: raise ValueError(f'parameter {k} is {getattr(job, k)}, expected {expected}')
     if job.protocol == 'seed' and job.extra: raise ValueError(
         f"parameter extra: '{job.extra}', but the original study has its own features; leave it out")
+    if job.protocol == 'seed' and job.map: raise ValueError(
+        f"parameter map: '{job.map}', but the original study reads its own columns; leave it out")
     if job.protocol == 'patient': job.base_spec.plus(job.extra, 'parameter extra: ')
 
 # %% ../../nbs/model/71_job.ipynb #035264eb
@@ -57,6 +60,7 @@ class Job:
     "What one run is asked to do; `ValueError` names the first value that is not possible"
     data:str = 'sample'         # Path, several separated by commas, or sample
     external:str = ''           # Path of a data set that is only ever tested on; empty: none
+    map:str = ''                # Map of the data, a name or a file, see `rows.maps`; empty: the one that fits, if any
     protocol:str = 'patient'    # patient, or seed: the original study
     features:str = 'full'       # monitor4, vitals, full, or a file with a spec's JSON; protocol seed has its own
     extra:str = ''              # More features as expressions, see `rows.spec.parse_features`; empty: none
@@ -108,6 +112,8 @@ def page_job(before:dict, now:dict, protocol='patient')->Job: # As for `assigned
 def check_places(job:Job, settings:Settings): # The store of the settings counts if the job names none
     "`FileNotFoundError` or `RegistryError` says what of data, store and metrics folder is not there"
     check_store(job.tracking_uri or settings.tracking_uri, create=True)
+    try: _ = job.map and load_map(job.map)
+    except ValueError as e: raise ValueError(f'parameter map: {e}') from None
     for name in ('data', 'external'):
         for p in filter(None, (o.strip() for o in getattr(job, name).split(','))):
             if p not in ('sample', 'sample-eicu') and not Path(p).expanduser().exists(): raise FileNotFoundError(

@@ -115,9 +115,11 @@ def onset_of(
     onset = np.where(septic, first, np.nan)+rule.before_h
     if math.isinf(rule.after_h): return onset, seen & septic
     last = edge(np.maximum.at, one & (hour < zero[code]), -np.inf) # of the first run, where it began unseen
-    ended = np.isfinite(zero) | (last-first >= rule.before_h+rule.after_h)
+    room = rule.before_h+rule.after_h-(last-first) # how much of the window lies before the first row
+    ended = np.isfinite(zero) | (abs(room) < _TIE)
     late = septic & ~seen & (ended | rule.cut)
-    return np.where(late, np.minimum(onset, last-rule.after_h), onset), septic & (seen | ended)
+    told = seen | ended & (room > -_TIE) # a longer run contradicts the rule
+    return np.where(late, np.minimum(onset, last-rule.after_h), onset), septic & told
 
 # %% ../../nbs/rows/17_onset.ipynb #3dd8de35
 def label_findings(

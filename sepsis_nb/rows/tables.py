@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'ids', 'float_table', 'parse_parquet', 'ending', 'Member', 'check_size', 'members', 'read_table']
+           'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
+           'members', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -47,11 +48,15 @@ def refuse(
 # %% ../../nbs/rows/13_tables.ipynb #c764e396
 _BOMS = {codecs.BOM_UTF8:'utf-8', codecs.BOM_UTF32_LE:'utf-32', # before UTF-16's, which is its beginning
          codecs.BOM_UTF16_LE:'utf-16', codecs.BOM_UTF16_BE:'utf-16'}
+_OTHERS = {b'PK\3\4':'a spreadsheet or an archive', b'\xd0\xcf\x11\xe0':'a spreadsheet', b'\x1f\x8b':'a gzip archive',
+           b'PAR1':'a parquet table', b'%PDF':'a PDF'}
 _WESTERN = 'cp1252', 'latin-1', 'iso8859-15'
 _AGREED = {b for b in range(256) if len({bytes([b]).decode(e, 'replace') for e in _WESTERN}) == 1}
 def _note(finding, rows, first, advice): return finding, rows, 0, first, advice # see `findings`
 def _decoded(raw, where):
     "The bytes as UTF-8 with line ends \\n, and notes"
+    if kind := next((k for m,k in _OTHERS.items() if raw.startswith(m)), ''): raise ValueError(
+        f'{where}: holds {kind}, not text; save it as CSV (UTF-8), or give the file its right ending')
     bom = next((b for b in _BOMS if raw.startswith(b)), b'')
     notes = ()
     try:
@@ -101,7 +106,7 @@ def _check_rows(lines, names, sep, table): # table: for messages
         except csv.Error: raise ValueError(f"{at}: text stands behind a closing quote, '{line[:60]}'; "
             'write a quote inside a quoted cell as ""') from None
         if n != len(names): raise ValueError(f"{at} has {n} cells, the header has {len(names)}: '{line[:60]}'; "
-            + ('quote a cell that holds the separator' if n > len(names) else
+            + ('name each column, and quote a cell that holds the separator' if n > len(names) else
                'complete the row, or export the file again if it was cut short'))
 
 # %% ../../nbs/rows/13_tables.ipynb #404c155c
@@ -127,13 +132,14 @@ def _check_names(names, where):
 MISSING = 'nan', '-nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none', r'\n' # what programs write for no value
 _GROUP = r'^[+-]?[1-9]\d{0,2}[.,]\d{3}$'
 def _signs(a, sign):
-    "Whether a column is of numbers, some with `sign`, and whether one of them proves it"
+    "Whether most cells of a column are numbers, some with `sign`, and whether one of them proves it"
     some = pc.match_substring(a, sign)
     if not pc.any(some).as_py(): return False, False
     number = pc.match_substring_regex(a, rf'^[+-]?\d*({re.escape(sign)}\d*)?([eE][+-]?\d+)?$')
     other = pc.is_in(pc.utf8_lower(a), pa.array(MISSING, a.type))
-    if not pc.all(pc.or_(number, other)).as_py(): return False, False
-    return True, pc.any(pc.and_(some, pc.invert(pc.match_substring_regex(a, _GROUP)))).as_py()
+    if not 2*pc.sum(pc.or_(number, other)).as_py() >= len(a)-a.null_count: return False, False
+    proof = pc.and_(number, pc.and_(some, pc.invert(pc.match_substring_regex(a, _GROUP))))
+    return pc.any(pc.and_(number, some)).as_py(), pc.any(proof).as_py()
 
 def _decimal(columns, sep, quoted): # columns: Arrow arrays
     "The decimal sign of a file, and whether it is proven"
@@ -178,12 +184,19 @@ def parse_table(raw:bytes, where:str)->Table: # raw: a text file; where: for mes
     return _text_table(body, names, sep, table, notes)
 
 # %% ../../nbs/rows/13_tables.ipynb #bab8a1cf
+def _check_header(columns, names, table):
+    "`ValueError` for a row that repeats the header"
+    for i in np.flatnonzero(pc.equal(columns[0], names[0]).fill_null(False)):
+        if all(c[i].as_py() == (n or None) for c,n in zip(columns, names)): raise ValueError(
+            f'{table.where}: the header stands again below its rows (after {i} rows); are these two files? Part them')
+
 def _text_table(body, names, sep, table, notes):
     "The table of the rows below a header"
     quoted = b'"' in body
     columns = _arrow(body, names, sep, quoted, table)
     used = [(n or f'column {k+1}', a) for k,(n,a) in enumerate(zip(names, columns)) if n or a.null_count < len(a)]
     _check_names([n for n,_ in used], table.where)
+    _check_header(columns, names, table)
     if body and not body.endswith(b'\n'):
         last = body[body.rfind(b'\n')+1:].decode()
         notes += (check_end(last, sep, table.line+body.count(b'\n'), table),)
@@ -198,8 +211,8 @@ def _text_table(body, names, sep, table, notes):
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
     (r'[<>≤≥]', 'is a limit of detection, not a number', 'write the value to use, or leave it empty'),
     (r'[+-]?\d{1,3}([.,\' ]\d{3})+([.,]\d*)?$', 'may have a separator of thousands', 'write 1234.5'),
-    (r'[+-]?\d+,\d+$', 'has a comma, but the file writes decimal points', 'write numbers in one way'),
-    (r'[+-]?\d+\.\d+$', 'has a point, but the file writes decimal commas', 'write numbers in one way'),
+    (r'[+-]?\d+,\d+$', 'has a comma, and other numbers of the file have a point', 'write them in one way'),
+    (r'[+-]?\d+\.\d+$', 'has a point, and other numbers of the file have a comma', 'write them in one way'),
     (r'[+-]?\d', 'is not a number', 'write the number alone; the unit belongs into the header'),
     (r'', 'is not a number', 'write one or leave it empty'))
 _TRUTH = {'true':'1', 'false':'0'}
@@ -260,6 +273,9 @@ def _check_ids(a, col, table):
 
 def ids(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under the name for messages
     "A column as text ids, trimmed, NFC; `ValueError` names the first that is none, or is damaged"
+    odd = np.full(len(col), True) if col.dtype.kind in 'bmM' else []
+    if col.dtype == object: odd = [not isinstance(v, (str, int, float)) and v is not None for v in col]
+    refuse(odd, col, table, 'is no text or whole number', 'export the ids as text')
     if col.dtype.kind == 'f':
         refuse(col.notna() & ((col % 1 != 0) | (col.abs() >= 2**53)), col, table, 'is no whole number that is exact',
                'export the ids as text')
@@ -287,14 +303,22 @@ def _plain_types(t):
     def plain(c):
         if pa.types.is_dictionary(c.type): c = c.cast(c.type.value_type)
         if pa.types.is_decimal(c.type): return c.cast(pa.float64())
+        if pa.types.is_binary(c.type) or pa.types.is_large_binary(c.type): return c.cast(pa.large_string())
         return c.cast(pa.timestamp('us')) if pa.types.is_date(c.type) else c
     return pa.table([plain(c) for c in t.columns], names=t.column_names)
 
-def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
-    "A parquet file as a table; `ValueError` if it is damaged"
-    try: t = _plain_types(parquet.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source))
+def _whole(read, source, where): # read: of pyarrow
+    try: return read(pa.BufferReader(source) if isinstance(source, bytes) else source)
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{where}: not a whole parquet file ({str(e).splitlines()[0][:90]}); fetch it again') from None
+
+def parquet_columns(path:Path)->tuple:
+    "Names of the columns, as `read_table` gives them; `ValueError` if the file is damaged"
+    return tuple(map(clean_name, _whole(parquet.read_schema, path, path.name).names))
+
+def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
+    "A parquet file as a table; `ValueError` if it is damaged"
+    t = _whole(lambda o: _plain_types(parquet.read_table(o)), source, where)
     names = [clean_name(n) for n in t.column_names]
     _check_names(names, where)
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
@@ -339,6 +363,9 @@ def check_size(size:int, where:str): # size: bytes, unpacked
 
 def _zip_members(path, z):
     infos = [o for o in z.infolist() if not o.is_dir()]
+    for o in infos:
+        if re.match(r'/|\w:|(.*/)?\.\.(/|$)', o.filename.replace('\\', '/')): raise ValueError(
+            f'{path}: {o.filename} would be outside of the archive; pack it again')
     def load(info):
         if info.file_size > 1e8: check_size(info.file_size, f'{path}: {info.filename}')
         try: return z.read(info)
@@ -352,9 +379,10 @@ def members(path:Path, endings=ENDINGS)->list: # path: folder or zip
         files = [(p.relative_to(path).as_posix(), p) for p in path.rglob('*') if p.is_file()]
         found = [Member(name, name, p.stat().st_size, p.read_bytes) for name,p in files]
     else:
-        try: found = _zip_members(path, zipfile.ZipFile(path))
+        try: z = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError): raise ValueError(
             f'{path}: not a whole zip file; fetch it again') from None
+        found = _zip_members(path, z)
     found = [o for o in found if ending(o.name) in endings and not _is_rubbish(o.name)]
     return sorted(found, key=lambda o: o.name.split('/'))
 

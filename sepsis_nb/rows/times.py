@@ -19,16 +19,24 @@ HOW = *_HOURS, *_EPOCH, 'day-first', 'month-first', 'hh:mm', 'spreadsheet' # wha
 _DAYS = 32874, 73051 # spreadsheet days of 1990 to 2099
 def _declare(*how): return 'write ' + ' or '.join(f'time_as = "{o}"' for o in how) + ' in the map'
 
+_ERA = np.array(['1900', '2300'], 'datetime64[us]') # de-identified dates reach 2214
+def _in_era(t, col, table):
+    "The times; `ValueError` for one that stands for none, such as 9999-12-31"
+    wrong = (t < _ERA[0]) | (t >= _ERA[1])
+    refuse(wrong, col, table, 'is not between 1900 and 2300', 'leave it empty if it is unknown')
+    return t
+
 def _number_times(x, col, table, how):
     "Numbers as hours, or as dates if `how` says so; `ValueError` for those that cannot be hours"
     if how in _EPOCH or how == 'spreadsheet':
         us = (x*_EPOCH[how]).round() if how in _EPOCH else ((x-25569)*86_400_000).round()*1000 # to the ms, as it shows
         refuse(us.abs() > 9e15, col, table, f'is no date as {how}', 'declare what it is as time_as in the map')
-        return us.astype('Int64').astype('datetime64[us]')
+        return _in_era(us.astype('Int64').astype('datetime64[us]'), col, table)
     if not how:
-        big = x.abs() > MOST_HOURS
-        unit = next((o for o,least in (('epoch-ms', 1e11), ('epoch-s', 1e8)) if x.abs().max() >= least), 'seconds')
-        refuse(big, col, table, f'is more than {MOST_HOURS:g} hours', f'write hours or a date, or {_declare(unit)}')
+        unit = next(o for o,least in (('', 1e14), ('epoch-ms', 1e11), ('epoch-s', 1e8), ('seconds', 0))
+                    if not x.abs().max() < least)
+        refuse(x.abs() > MOST_HOURS, col, table, f'is more than {MOST_HOURS:g} hours',
+               'write hours or a date' + (f', or {_declare(unit)}' if unit else ''))
         if x.dropna().between(*_DAYS).all(): refuse(
             x.notna(), col, table, 'may be a day number of a spreadsheet or hours', _declare('spreadsheet', 'hours'))
     hours = x*_HOURS[how or 'hours']
@@ -115,6 +123,7 @@ def _written(a, known, col, table, how, form):
     "(n,) datetime64[us] of cells that fit the form, and whether they carry a zone; `ValueError` for no date"
     p = _parts(a, _PATTERNS[form])
     if 'mon' in p: p['m'] = p['mon'].str.lower().map(_MONTHS).astype(float).to_numpy()
+    refuse(np.isnan(p.get('m', p.get('a'))), known, table, 'names no month in English', 'write 2025-01-31 13:45:00')
     if form == 'numbers': p['d'],p['m'] = (p['a'], p['b']) if _day_first(p, known, table, how) else (p['b'], p['a'])
     days,us = _date(_years(p['y'], known, table, how), p['m'], p['d']), _clock(p)
     refuse(np.isnan(days), known, table, 'is not a date of the calendar', 'fix the file')
@@ -153,6 +162,14 @@ def _elapsed(a, col, table): # a, col: the cells that are not empty
     h,mi,s = (pc.cast(pc.replace_substring_regex(o, '^$', '0'), pa.float64()).to_numpy() for o in parts)
     return np.where(pc.equal(sign, '-'), -1, 1)*(h + mi/60 + s/3600)
 
+_DURATION = ( # 1 days 02:30:00, as pandas writes it, or P1DT2H30M
+    r'^-?\d+ days?( [+-]?([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?)?$|^-?P(\d+D)?(T(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?$')
+def _is_duration(a): return pc.any(pc.match_substring_regex(a, r'^-?(\d+ day|P\d*[DT])')).as_py()
+def _durations(a, col, table):
+    "Hours of durations, which pandas would read in more ways than one"
+    refuse(pc.invert(pc.match_substring_regex(a, _DURATION)), col, table, 'is no duration', 'write 1 days 02:30:00')
+    return (pd.to_timedelta(col)/pd.Timedelta(hours=1)).to_numpy()
+
 # %% ../../nbs/rows/14_times.ipynb #b1f1c169
 def _form(a, col, table):
     "The name of the form that all cells have; `ValueError` names one that has another"
@@ -183,7 +200,8 @@ def _text_times(col, table, how, zone):
     if not keep.any(): return pd.Series(np.nan, col.index, name=col.name)
     a,known = a.filter(pa.array(keep)), col[keep]
     if not keep.all(): table = table._replace(rows=np.array([table.row(i) for i in np.flatnonzero(keep)]))
-    if how == 'hh:mm': t = _elapsed(a, known, table)
+    if _is_duration(a): t = _durations(a, known, table)
+    elif how == 'hh:mm': t = _elapsed(a, known, table)
     elif how in _HOURS or how in _EPOCH or how == 'spreadsheet' or _plain(a):
         t = _number_times(numbers(known, table), known, table, how).to_numpy()
     else: t = _dates(a, known, table, how, zone)
@@ -199,6 +217,7 @@ def _dates(a, col, table, how, zone):
     "(n,) datetime64[us] in UTC, or of the ward's clock"
     t,has_zone = _iso(a) or _written(a, col, col, table, how, _form(a, col, table))
     _one_kind(has_zone, col, table)
+    _in_era(t, col, table)
     if not zone or has_zone.all(): return t
     return _zoned(pd.Series(t, col.index), col, table, zone).to_numpy()
 
@@ -215,8 +234,9 @@ def times(
     if kind == 'm': return col/pd.Timedelta(hours=1)
     if kind == 'M':
         if aware := isinstance(col.dtype, pd.DatetimeTZDtype): col = col.dt.tz_convert('UTC').dt.tz_localize(None)
-        t = col.astype('datetime64[us]')
+        t = _in_era(col.astype('datetime64[us]'), col, table)
         return _zoned(t, col, table, zone) if zone and not aware else t
     if kind == 'b': refuse(col.notna(), col, table, 'is not a time', 'name another column')
-    if kind in 'iuf': return _number_times(numbers(col, table), col, table, how)
+    is_date = kind in 'iu' and len(col) and col.min() >= 19000101 and not how # 20250131, or in milliseconds
+    if kind in 'iuf' and not is_date: return _number_times(numbers(col, table), col, table, how)
     return _text_times(col.astype('str'), table, how, zone)
