@@ -1251,6 +1251,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sepsis_nb.rows.onset.LabelRule.__post_init__': ( 'rows/onset.html#labelrule.__post_init__',
                                                                                         'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset._found': ('rows/onset.html#_found', 'sepsis_nb/rows/onset.py'),
+                                      'sepsis_nb.rows.onset.declare_rule': ('rows/onset.html#declare_rule', 'sepsis_nb/rows/onset.py'),
+                                      'sepsis_nb.rows.onset.declared_rule': ('rows/onset.html#declared_rule', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.label_findings': ('rows/onset.html#label_findings', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.label_rows': ('rows/onset.html#label_rows', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.onset_findings': ('rows/onset.html#onset_findings', 'sepsis_nb/rows/onset.py'),

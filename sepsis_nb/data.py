@@ -20,7 +20,7 @@ from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import assign, load_map, recognise
-from .rows.onset import CHALLENGE_RULE
+from .rows.onset import CHALLENGE_RULE, declare_rule
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members
 from .rows.tables import numbers, parse_table, read_table, refuse
@@ -264,7 +264,7 @@ def read(paths, columns=None, map='')->pd.DataFrame: # as for `read_source`
     "Raw tidy frame, rows in the files' order; `ValueError` names file, row and column, `FileNotFoundError` the path"
     source = read_source(paths, columns, map)
     warn(source.notes, paths)
-    return source.df
+    return declare_rule(source.df, source.rule)
 
 
 # %% ../nbs/00_data.ipynb #b800f273
