@@ -75,7 +75,7 @@ def evaluate(
     `label` 1 means; `ValueError` for a table of known and new patients, without labels, or of training labels under
     another rule"""
     from sepsis_nb.model.metrics import evaluate
-    known,named = ([], []) if df is None else fitted_patients(self.marks, df, self.spec.signals)
+    known,named = ([], []) if df is None else fitted_patients(self.marks, df, self.spec.declared)
     if named: raise ValueError(f'{len(named)} ids ({named[0]}, …) are of patients that the model was fitted on, with '
         'other rows. If they are these patients, give their rows as in training; if not, give them other ids')
     if known and len(known) < df.patient_id.nunique(): raise ValueError(
