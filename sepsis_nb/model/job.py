@@ -72,7 +72,6 @@ def _check_values(job):
     checked = FULL if job.features == 'auto' else job.base_spec # `auto` is known with the data
     if job.protocol == 'patient': checked.plus(job.extra, 'parameter extra: ')
 
-
 # %% ../../nbs/model/71_job.ipynb #035264eb
 @dataclass(frozen=True)
 class Job:
