@@ -22,7 +22,8 @@ from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import assign, load_map, recognise
 from .rows.onset import CHALLENGE_RULE, declare_rule
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
-from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
+from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members
+from .rows.tables import numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS

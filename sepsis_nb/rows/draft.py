@@ -56,7 +56,7 @@ def read_name(name:str, words:dict)->tuple: # words: from `meanings`
     found = words.get(key) or words.get(key.removesuffix('+') if not key.endswith('++') else '')
     return found or Meaning(()), unit
 
-# %% ../../nbs/rows/22_draft.ipynb #5b74f4dc
+# %% ../../nbs/rows/22_draft.ipynb #ca0cc62d
 class Entry(NamedTuple):
     "One line of [table.signals]"
     signal:str
@@ -81,7 +81,7 @@ def unit_fits(signal:str, x:np.ndarray, unit:str)->bool|None: # x: values in `un
     "Whether values look like a signal in a unit; None where the reference has no scale for it"
     if signal not in reference().index or reference().loc[signal, .5] <= 0: return None
     middle = np.nanmedian(to_canonical(x, SIGNALS[signal], unit, signal))
-    return not abs(score([middle], signal)[0]) > _FAR
+    return bool(abs(score([middle], signal)[0]) <= _FAR)
 
 def _by_values(of, fit): # of: signals, fit: of each, from `unit_fits`
     "The only signal that values fit; '' if there is none, or if another of the same unit might fit"
@@ -93,11 +93,12 @@ def _known(signal): return {unit_key(u):u for u in (SIGNALS[signal].unit, *SIGNA
 def _assumed(s, unit): # for a note
     return '' if unit or all(o == (1, 0) for o in SIGNALS[s].units.values()) else f'{SIGNALS[s].unit} assumed'
 def _unlike(s, name, x, unit): # s: the only signal that it may be
-    "Lines of a column whose values do not fit its unit, each with one that they fit"
+    "Lines of a column whose values do not fit its unit: each unit that they fit, or its own if they fit none"
     own = unit or SIGNALS[s].unit
     fit = [u for k,u in _known(s).items() if k != unit_key(own) and unit_fits(s, x, u)]
-    why = f'its values ({_range(x)}) do not fit {own}' + (f' and would fit {" or ".join(fit)}' if fit else '')
-    return [Entry(s, name, u, False, why) for u in fit or [unit]]
+    why = f'its values ({_range(x)}) do not fit {own}'
+    if not fit: return [Entry(s, name, unit, True, f'its values ({_range(x)}) are unlike those of the reference')]
+    return [Entry(s, name, u, False, f'{why} and would fit {" or ".join(fit)}') for u in fit]
 
 def signal_lines(
     name,         # Column or code
@@ -121,10 +122,12 @@ def signal_lines(
     if len(of) == 1: return _unlike(of[0], name, x, unit)
     return [Entry(s, name, unit, False, f'{m.note or "several meanings"}; values {_range(x)}') for s in of]
 
-# %% ../../nbs/rows/22_draft.ipynb #cce6e7b0
+# %% ../../nbs/rows/22_draft.ipynb #43939680
 _WOMEN = 'f female w weiblich frau femme feminin mujer femenino femenina donna femmina vrouw vrouwelijk'
 _MEN = 'm male mannlich mann homme h masculin hombre masculino uomo maschio man mannelijk'
 _SEX = dict.fromkeys(_WOMEN.split(), 0) | dict.fromkeys(_MEN.split(), 1)
+_NEITHER = ', u, x, d, o, unknown, other, divers, unbekannt, inconnu, desconocido, onbekend, sconosciuto'.split(', ')
+_SEX |= dict.fromkeys(_NEITHER, 'nan') # the empty one: a question mark or a dash
 def sex_line(name, col)->Entry: # col: Series
     "The line of a column of sexes"
     found = [str(v).strip() for v in pd.unique(col.dropna())]
