@@ -43,8 +43,8 @@ def meanings()->dict:
             out.setdefault(word_key(w), Meaning((s.name,)))
     return out
 
-# %% ../../nbs/rows/22_draft.ipynb #cf3d7376
-_SITE = re.compile('^(nibp|nbp|abp|ibp|art|arterial|noninvasive|invasive|bp|bloodpressure|blutdruck|serum|plasma|blood)')
+# %% ../../nbs/rows/22_draft.ipynb #76cbd53b
+_SITE = re.compile('^(nibp|nbp|abp|ibp|art|arterial|noninvasive|invasive|bp|bloodpressure|blutdruck|serum|plasma)')
 _END = re.compile('(value|result|level|measurement|messwert|wert|spiegel)$')
 def read_name(name:str, words:dict)->tuple: # words: from `meanings`
     "`Meaning` of a column or code, and the unit in its name ('': none); the meaning is empty if it is unknown"
