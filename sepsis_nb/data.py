@@ -166,7 +166,8 @@ SOURCES = {o:('rows of many patients', _read_rows) for o in ENDINGS if not o.sta
 def _read_one(path, columns):
     path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
     kind = 'folder' if path.is_dir() else ending(path)
-    known = '; '.join(f'{k} ({what})' for k,(what,_) in SOURCES.items())
+    what = dict.fromkeys(o for o,_ in SOURCES.values())
+    known = '; '.join(f"{', '.join(k for k,v in SOURCES.items() if v[0] == o)} ({o})" for o in what)
     known = f"expected one of: {known}; or 'sample' (2,000 stays in the package)"
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder; {known}')
     if kind not in SOURCES: raise ValueError(f"{path}: unknown kind of file '{kind}'; {known}")
