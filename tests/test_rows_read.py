@@ -36,7 +36,7 @@ REFUSED = {
     'footer':(monitor(ROW)+'(1 rows affected)\n', 'ward.csv row 3 has 1 cells, the header has 6'),
     'row below an empty line':(monitor(ROW, '', ROW, 'x'), 'ward.csv row 5 has 1 cells'),
     'spreadsheet':(b'PK\3\4\x14', 'ward.csv: holds a spreadsheet or an archive, not text; save it as CSV'),
-    'files joined':(monitor(ROW)+monitor(ROW), 'ward.csv: the header stands again below its rows (after 1 rows)'),
+    'files joined':(monitor(ROW)+monitor(ROW), 'ward.csv row 3: the header stands again, as in files that were joined'),
     'half of UTF-16':(monitor(ROW).encode('utf-16')[:-1], 'is not UTF-16'),
     'placeholder':(monitor(ROW.replace('2025-01-31', '9999-12-31')), 'is not between 1900 and 2300; leave it empty'),
     'one column':('Patient ID\n7\n',
