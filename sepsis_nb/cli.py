@@ -184,6 +184,30 @@ def _score(paths, out, explain, model, columns, map):
     click.echo(f'{t.alert.sum():,} alerts; {t.indeterminate.sum():,} rows are indeterminate')
     if t.indeterminate.any(): click.echo(f'most often: {t.reasons[t.indeterminate].mode()[0]}')
 
+# %% ../nbs/06_cli.ipynb #7b749f00
+@add_command(main, 'inspect', 'sepsis inspect ward.csv --map ward.toml --html ward.html')
+@click.argument('paths', nargs=-1, required=True)
+@click.option('--map', 'map_name', default='', metavar='MAP', help='File of a map, or the name of a built-in one.')
+@click.option('--html', default='', metavar='FILE', help='Write the same as a page for a browser.')
+def _inspect(paths, map_name, html):
+    "Show what was understood of PATHS: signals, units, values beside a reference, what was left out, what is suspect."
+    from sepsis_nb.data import read_source
+    from sepsis_nb.rows.inspect import inspect_source, screen
+    found = inspect_source(read_source(list(paths), map=map_name))
+    for line in screen(found).splitlines(): click.echo(printable(line))
+    if not html: return
+    from sepsis_nb.report.inspection import inspection_html
+    Path(html).write_text(inspection_html(found, ', '.join(paths)), encoding='utf-8')
+
+@add_command(main, 'map', 'sepsis map ward.csv > ward.toml')
+@click.argument('paths', nargs=-1, required=True)
+def _map(paths):
+    "Draft a map of PATHS for a person to check, from names in six languages, codes, units and values."
+    from sepsis_nb.rows.draft import draft_source
+    text,open_ = draft_source(paths, Path(paths[0]).stem or 'ward')
+    click.echo(text, nl=False)
+    if open_: click.echo(f'{open_} places are open: fill in or remove the lines that begin with #.', err=True)
+
 # %% ../nbs/06_cli.ipynb #791b6b2e
 @add_command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')
 @click.option('-p', 'params', nargs=2, multiple=True, metavar='NAME VALUE', help='A parameter of nbs/02_train.ipynb.')

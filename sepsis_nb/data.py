@@ -20,10 +20,9 @@ from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import assign, load_map, recognise
-from .rows.onset import CHALLENGE_RULE
-from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows
-from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members
-from .rows.tables import numbers, parse_table, read_table, refuse
+from .rows.onset import CHALLENGE_RULE, declare_rule
+from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
+from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS
@@ -265,7 +264,7 @@ def read(paths, columns=None, map='')->pd.DataFrame: # as for `read_source`
     "Raw tidy frame, rows in the files' order; `ValueError` names file, row and column, `FileNotFoundError` the path"
     source = read_source(paths, columns, map)
     warn(source.notes, paths)
-    return source.df
+    return declare_rule(source.df, source.rule)
 
 
 # %% ../nbs/00_data.ipynb #b800f273
@@ -349,17 +348,18 @@ def _check_number(text):
     if len(head) > 20 or not -2**63 <= int(head) < 2**64:
         raise BadMessage(f'long-number: {text[:40]} has more than 64 bits; send it as a string')
 
-def check_json(raw:bytes, obj:dict): # obj: what `raw` holds
+def check_json(raw:bytes, obj:dict, signals=()): # obj: what `raw` holds; signals: `Signal`s beside the package's
     "`BadMessage` for JSON that readers take in different ways, or not at all"
     if raw.count(b'[')+raw.count(b'{') > MOST_DEPTH: _check_depth(obj)
     pairs = json.loads(raw, parse_int=_check_number, parse_float=_check_number, object_pairs_hook=list)
     names = Counter(k for k,_ in pairs)
-    if twice := [k for k,n in names.items() if n > 1 and (k in KNOWN or k in ('patient_id', 'time'))]:
+    known = KNOWN.union(('patient_id', 'time'), *(s.codes for s in signals))
+    if twice := [k for k,n in names.items() if n > 1 and k in known]:
         raise BadMessage(f'duplicate-name: {twice[0]} stands {names[twice[0]]} times, and only one can be meant')
 
 # %% ../nbs/00_data.ipynb #c9fa21b2
 def _names(obj): return ', '.join(k[:40] for k in list(obj)[:10]) or 'none'
-def _loads(raw):
+def _loads(raw, signals): # signals: as `signals_of`
     "The JSON object in `raw`, with a usable patient id; `BadMessage` otherwise"
     if raw is None: raise BadMessage('empty: a message without a value')
     try: obj = orjson.loads(raw)
@@ -370,8 +370,9 @@ def _loads(raw):
     if 'patient_id' not in obj: raise BadMessage(f'no-patient-id: keys are {_names(obj)}')
     if not isinstance(obj['patient_id'], str) or not obj['patient_id']:
         raise BadMessage('bad-patient-id: expected a string that is not empty')
-    if KNOWN.isdisjoint(obj): raise BadMessage(f'no-signal: no known signal among the keys {_names(obj)}')
-    if not _is_plain(raw, obj): check_json(raw, obj)
+    if KNOWN.isdisjoint(obj) and not any(c in obj for s in signals for c in s.codes): raise BadMessage(
+        f'no-signal: no known signal among the keys {_names(obj)}')
+    if not _is_plain(raw, obj): check_json(raw, obj, signals)
     return obj
 
 def _first(obj, codes):
@@ -380,9 +381,9 @@ def _first(obj, codes):
         if (v := obj.get(c)) is not None: return v if type(v) is float else _number(v, c)
     return np.nan
 
-def parse(raw:bytes|None, signals:tuple)->Parsed: # raw: a message's value; signals: canonical names, in order
+def parse(raw:bytes|None, signals:tuple)->Parsed: # raw: a message's value; signals: as `signals_of`, in order
     "One message as a row, its values not yet cleaned; `BadMessage` says why it cannot be used"
-    obj = _loads(raw)
-    values = [_first(obj, SIGNALS[s].codes) for s in signals]
+    obj = _loads(raw, signals := signals_of(signals))
+    values = [_first(obj, s.codes) for s in signals]
     t = obj['time'] if 'time' in obj else obj.get('ICULOS') # as for a table, where the column decides
     return Parsed(obj['patient_id'], np.nan if t is None else _message_hours(t), values)

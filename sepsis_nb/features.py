@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', 'ROWS', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH',
            'BLOCK', 'Program', 'log', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
-           'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract',
+           'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract', 'auto_spec',
            'missing_needs', 'warm_up']
 
 # %% ../nbs/01_features.ipynb #72b4b2d0
@@ -19,7 +19,7 @@ from numba import config, njit
 from numba.core.caching import FunctionCache
 
 from .rows.derived import BEDSIDE, COUNTS, GASES, LABS, SCORES, sources
-from .rows.signals import clean, hours, signal_rows
+from .rows.signals import SIGNALS, clean, hours, signal_rows
 from .rows.spec import OPERATIONS, WINDOW_OPS, Feature, FeatureSpec, Op, over
 from .rows.times import GAP_H
 from .settings import load_settings
@@ -333,7 +333,7 @@ def step(spec, state, time, row):
 
 def prepare(spec, rows)->tuple: # (n, n_signals) values for `fold`, mask of those out of range
     "Clean (n, n_signals) `rows` as the spec wants them; with `raw_units` they stay as they are, out of range or not"
-    values,_,out_of_range = clean(rows, spec.signals)
+    values,_,out_of_range = clean(rows, spec.declared)
     return np.asarray(rows, float) if spec.raw_units else values, out_of_range
 
 def patient_codes(df)->tuple: # df: with a column patient_id
@@ -349,7 +349,7 @@ def row_hours(df)->np.ndarray: # (n,) h; NaN: no time
 
 def fold_table(df, spec)->Folded: # df: raw tidy frame: patient_id, time (optional), signals under any of their names
     "Features, hour and stay of each row of a table: the fold over its rows, in their order"
-    rows,_ = prepare(spec, signal_rows(df, spec.signals))
+    rows,_ = prepare(spec, signal_rows(df, spec.declared))
     who,ids = patient_codes(df)
     return fold(spec, new_states(spec, len(ids)), who, row_hours(df), rows)
 
@@ -396,6 +396,23 @@ FAMILIES = dict(
     scores=over(('last', 'low', 'off'), ' '.join(SCORES)) + over(('max', 'mean', 'delta'), ' '.join(SCORES), 24))
 FULL = FeatureSpec('full', sum(FAMILIES.values(), ()), needs=('HR_last', 'Resp_last'))
 SPECS = dict(monitor4=MONITOR4, vitals=VITALS, full=FULL)
+
+# %% ../nbs/01_features.ipynb #f672bb73
+def _asked(signal): # operations and hours of `full` on it alone
+    return [(f.op, f.hours) for fs in FAMILIES.values() for f in fs if f.signal == signal and not f.other]
+def auto_spec(df:pd.DataFrame)->FeatureSpec: # df: raw, from `read`
+    "The families of `full` over every signal that a data set has, beside the scores and ratios that it allows"
+    own = {n:[c for c in s.codes if c in df and (c == n or c not in SIGNALS)] for n,s in SIGNALS.items()}
+    share = {n:df[cs].notna().any(axis=1).mean() for n,cs in own.items() if cs and n != 'ICULOS'}
+    has = [n for n,x in share.items() if x > 0]
+    moving = [n for n in has if not SIGNALS[n].static]
+    near = [n for n in moving if n in BEDSIDE.split() or share[n] >= .5]
+    fs = [Feature('hour'), *(Feature('last', n) for n in has if SIGNALS[n].static)]
+    fs += [Feature(op, n, h) for n in moving for op,h in _asked('HR' if n in near else 'Lactate')]
+    fs += [f for k in ('workup', 'scores') for f in FAMILIES[k] if set(sources(f.signal)) & set(has)]
+    fs += [f for f in FAMILIES['ratios'] if f.signal in has and f.other in has]
+    names = [f.name for f in fs]
+    return FeatureSpec('auto', tuple(fs), needs=tuple(n for n in FULL.needs if n in names))
 
 # %% ../nbs/01_features.ipynb #65b881e4
 def missing_needs(spec, X):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTRACT', 'FORMAT', 'LARGEST', 'FITTED', 'spec_hash', 'contract', 'read_policy', 'check_keys', 'check_terms',
-           'read_terms', 'model_file', 'read_model', 'reference', 'check_reference', 'stay_marks', 'read_marks',
+           'read_terms', 'model_file', 'read_model', 'reference_rows', 'check_reference', 'stay_marks', 'read_marks',
            'fitted_patients', 'check_model', 'log_model', 'log_scaler']
 
 # %% ../../nbs/model/60_contract.ipynb #f6967e78
@@ -92,6 +92,7 @@ _NAME,_RISK,_VALUE = _text(200), _number(0, 1), _number(-1e300, 1e300)
 _OBJECT = _Field(lambda v: type(v) is dict, 'an object')
 _OF_FEATURE = _Field(lambda v: type(v) in (str, int), 'text and whole numbers')
 _HOURS_OR_END = _Field(lambda v: v == 'end' or _number(0, MOST_AFTER).fits(v), f'hours up to {MOST_AFTER}, or end')
+_SIGNAL = _Field(lambda v: type(v) is dict and len(json.dumps(v)) <= 4000, 'a signal of at most 4,000 characters')
 _PAIR = _Field(lambda v: type(v) is list and len(v) == 2 and all(map(_VALUE.fits, v)), 'two numbers')
 _HEAD = dict(format=_optional(_WHOLE), name=_NAME, spec_hash=_text(64), features=_listed(_NAME, _MOST))
 _TERMS = _HEAD | dict(spec=_OBJECT, threshold=_number(1e-9, 2), classes=_listed(_WHOLE, 100), needs_scaler=_YES_NO,
@@ -100,7 +101,8 @@ _TERMS = _HEAD | dict(spec=_OBJECT, threshold=_number(1e-9, 2), classes=_listed(
     **dict.fromkeys(('data_digest', 'protocol', 'evaluation'), _optional(_text(200))))
 _PARTS = dict(
     spec=dict(name=_NAME, features=_listed(_table(_OF_FEATURE, 5), _MOST), needs=_listed(_NAME, _MOST),
-              raw_units=_YES_NO, fill=_or_null(_VALUE), step_h=_number(.001, 1000)),
+              raw_units=_YES_NO, fill=_or_null(_VALUE), step_h=_number(.001, 1000),
+              definitions=_optional(_table(_SIGNAL, 1000))),
     calibration=dict(slope=_number(1e-3, 1e3), intercept=_number(-1e3, 1e3)),
     policy=dict(on=_number(1e-9, 2), off=_number(0, 2), refractory_h=_number(0, 10_000),
                 budget=_or_null(_number(0, 1e4)), floor=_or_null(_RISK), confidence=_RISK,
@@ -182,10 +184,10 @@ def read_model(folder:Path)->tuple: # folder: of a fetched model
 
 # %% ../../nbs/model/60_contract.ipynb #54e25f16
 LARGEST = 1e38 # forests and XGBoost compute in float32, and refuse a whole batch for one value beyond it
-def reference(spec:FeatureSpec, proba)->dict: # proba: (n, features), not scaled -> (n, 2), not calibrated
+def reference_rows(spec:FeatureSpec, proba)->dict: # proba: (n, features), not scaled -> (n, 2), not calibrated
     "features {name: [missing, sum]} and risk [P(class 1), …] of 48 SYNTHETIC rows, the same in every process"
     i,j = np.ogrid[1:49, 1:len(spec.signals)+1]
-    lo,hi = np.array([(SIGNALS[s].lo, SIGNALS[s].hi) for s in spec.signals]).T
+    lo,hi = np.array([(s.lo, s.hi) for s in spec.declared]).T
     spread = i*j*.6180339887498949%1 # the golden ratio's multiples spread evenly over [0, 1)
     rows = np.where((i+j)%3 == 0, np.nan, lo+(hi-lo)*spread)
     who,hour = np.arange(48)%2, np.arange(48)//2*1.
@@ -194,7 +196,7 @@ def reference(spec:FeatureSpec, proba)->dict: # proba: (n, features), not scaled
     features = {f:[int(g), float(s)] for f,g,s in zip(spec.names, gaps, sums)}
     return dict(features=features, risk=np.asarray(proba(X), float)[:,1].tolist())
 
-def check_reference(uri:str, was:dict, now:dict): # was, now: `reference` when it was logged, and today
+def check_reference(uri:str, was:dict, now:dict): # was, now: `reference_rows` when it was logged, and today
     "`RegistryError` if a feature or a risk of the model at `uri` is not what it was"
     def refuse(why): raise RegistryError(f"'{uri}': {why}; score with the versions that trained it "
                                          '(the run keeps them in requirements.txt), or train it again')
@@ -209,7 +211,7 @@ def check_reference(uri:str, was:dict, now:dict): # was, now: `reference` when i
 
 # %% ../../nbs/model/60_contract.ipynb #7b58e094
 FITTED = 'fitted.npz'
-def stay_marks(df, signals:tuple)->dict: # df: tidy, each patient's rows in order; signals: canonical names
+def stay_marks(df, signals:tuple)->dict: # df: tidy, each patient's rows in order; signals: as `signals_of`
     """`ids`, (patients,) uint64, a number of each id in order of appearance; `pairs` and `who`, (n,), a number of each
     two rows with at least two values that follow each other, and whose they are"""
     values = clean(signal_rows(df, signals), signals)[0].astype(np.float32)
@@ -249,7 +251,7 @@ def _signature(spec):
     "MLflow's signature of raw rows in, risk and alert out"
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, Schema
-    names = ['time', 'ICULOS', *(c for s in spec.signals for c in SIGNALS[s].codes)]
+    names = ['time', 'ICULOS', *(c for s in spec.declared for c in s.codes)]
     rows = [ColSpec('string', 'patient_id'), *(ColSpec(AnyType(), o, required=False) for o in dict.fromkeys(names))]
     out = dict(patient_id='string', risk='double', alert='boolean', indeterminate='boolean', reasons='string')
     return ModelSignature(Schema(rows), Schema([ColSpec(kind, o) for o,kind in out.items()]))
@@ -299,11 +301,11 @@ def log_model(
     terms = contract(name, spec, threshold, scaler_uri, **decision, **(extra or {}))
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'X does not have valid feature names') # their order is checked
-        terms['reference'] = reference(spec, partial(predict_both, model))
+        terms['reference'] = reference_rows(spec, partial(predict_both, model))
     terms = json.loads(json.dumps(terms))
     check_terms(name, terms)
     read_policy(name, terms, spec)
-    def read_back(folder): check_reference(name, terms['reference'], reference(spec, read_model(folder)[2]))
+    def read_back(folder): check_reference(name, terms['reference'], reference_rows(spec, read_model(folder)[2]))
     return _log(name, model, terms, read_back, fitted, signature=_signature(spec), loader='sepsis_nb.model.serve')
 
 def log_scaler(scaler, spec:FeatureSpec)->str: # scaler: fitted `StandardScaler`; spec: what its columns mean

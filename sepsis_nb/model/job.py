@@ -6,14 +6,16 @@
 __all__ = ['MODELS', 'PAGES', 'PARAMETERS', 'in_jupyterlab', 'Job', 'check_names', 'assigned', 'page_job', 'check_places']
 
 # %% ../../nbs/model/71_job.ipynb #5d328263
-import os, re, sys
+import os, re, sys, tomllib
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from ..features import FeatureSpec, SEED_SPEC, SPECS
+from ..data import read
+from ..features import FULL, FeatureSpec, SEED_SPEC, SPECS, auto_spec
 from .registry import check_store
 from ..rows.maps import load_map
+from ..rows.spec import parse_features
 from ..settings import Settings
 
 # %% ../../nbs/model/71_job.ipynb #cee9fc47
@@ -29,12 +31,27 @@ def _as(kind, value, name):
 # %% ../../nbs/model/71_job.ipynb #dc25018a
 def in_jupyterlab(): return 'JPY_SESSION_NAME' in os.environ # it tells its kernels which notebook they run
 def _spec_file(path):
-    "The spec in a file that `FeatureSpec.to_json` wrote"
+    "The spec in a file: JSON that `FeatureSpec.to_json` wrote, or TOML with expressions"
     file = Path(path).expanduser()
-    if not file.is_file(): raise ValueError(
-        f"parameter features: '{path}' is unknown; known are {', '.join(SPECS)}, or a file with a spec's JSON")
-    try: return FeatureSpec.from_json(file.read_text(encoding='utf-8'))
+    if not file.is_file(): raise ValueError(f"parameter features: '{path}' is unknown; known are "
+        f"{', '.join(SPECS)}, auto, or a file with a spec's JSON or TOML")
+    try:
+        text = file.read_text(encoding='utf-8')
+        return _toml_spec(text, file.stem) if file.suffix == '.toml' else FeatureSpec.from_json(text)
     except ValueError as e: raise ValueError(f'parameter features: {file}: {e}') from None
+
+def _toml_spec(text, name):
+    "`features`: expressions, as for `parse_features`; `base`: a spec before them; `needs`: names of features"
+    d = tomllib.loads(text)
+    known = dict(name=str, base=str, features=list, needs=list)
+    for k,v in d.items():
+        if not isinstance(v, known.get(k, ())): raise ValueError(
+            f"key {k} is {v!r}; known are name and base (texts), features and needs (lists of texts)")
+    if 'base' in d and d['base'] not in SPECS: raise ValueError(f"key base: known are {', '.join(SPECS)}")
+    before = SPECS[d['base']] if 'base' in d else None
+    new = [f for f in parse_features(';'.join(d.get('features', ()))) if not before or f.name not in before.names]
+    needs = tuple(d.get('needs', before.needs if before else ()))
+    return FeatureSpec(d.get('name', name), (before.features if before else ())+tuple(new), needs)
 
 def _check_values(job):
     "`ValueError` for the first value of a job that is not possible"
@@ -52,7 +69,8 @@ def _check_values(job):
         f"parameter extra: '{job.extra}', but the original study has its own features; leave it out")
     if job.protocol == 'seed' and job.map: raise ValueError(
         f"parameter map: '{job.map}', but the original study reads its own columns; leave it out")
-    if job.protocol == 'patient': job.base_spec.plus(job.extra, 'parameter extra: ')
+    checked = FULL if job.features == 'auto' else job.base_spec # `auto` is known with the data
+    if job.protocol == 'patient': checked.plus(job.extra, 'parameter extra: ')
 
 # %% ../../nbs/model/71_job.ipynb #035264eb
 @dataclass(frozen=True)
@@ -62,7 +80,7 @@ class Job:
     external:str = ''           # Path of a data set that is only ever tested on; empty: none
     map:str = ''                # Map of the data, a name or a file, see `rows.maps`; empty: the one that fits, if any
     protocol:str = 'patient'    # patient, or seed: the original study
-    features:str = 'full'       # monitor4, vitals, full, or a file with a spec's JSON; protocol seed has its own
+    features:str = 'full'       # monitor4, vitals, full, auto, or a spec's file (JSON, TOML); not of protocol seed
     extra:str = ''              # More features as expressions, see `rows.spec.parse_features`; empty: none
     models:str = 'LightGBM,RandomForest,XGBoost'
     folds:int = 5               # At least 3: one to test, one to choose on, the rest to fit
@@ -79,7 +97,9 @@ class Job:
     @property
     def names(self): return list(dict.fromkeys(n.strip() for n in self.models.split(',') if n.strip()))
     @cached_property
-    def base_spec(self): return SPECS.get(self.features) or _spec_file(self.features)
+    def base_spec(self):
+        if self.features == 'auto': return auto_spec(read(self.data))
+        return SPECS.get(self.features) or _spec_file(self.features)
     @property
     def spec(self): return SEED_SPEC if self.protocol == 'seed' else self.base_spec.plus(self.extra)
     @property
@@ -118,6 +138,6 @@ def check_places(job:Job, settings:Settings): # The store of the settings counts
         for p in filter(None, (o.strip() for o in getattr(job, name).split(','))):
             if p not in ('sample', 'sample-eicu') and not Path(p).expanduser().exists(): raise FileNotFoundError(
                 f'parameter {name}: {p}: no such file or folder; give a CSV, psv, parquet or zip file, '
-                "a folder of psv files, or 'sample'")
+                "a folder of these, 'sample' or 'sample-eicu'")
     if job.metrics_json and not Path(job.metrics_json).expanduser().parent.is_dir(): raise FileNotFoundError(
         f'parameter metrics_json: folder {Path(job.metrics_json).parent} does not exist; make it')

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from ..features import FeatureSpec
 from .contract import LARGEST, check_model, check_reference, model_file, read_marks, read_model
-from .contract import read_policy, read_terms, reference, spec_hash
+from .contract import read_policy, read_terms, reference_rows, spec_hash
 from .heldout import HELDOUT # noqa: F401 (the module gives a scorer `heldout` and `evaluate`)
 from .kinds import read_skops, versions
 from .registry import Ref, RegistryError, TryLater, fetched, folder_digest, keep, kept, resolve_or_last
@@ -66,7 +66,7 @@ def folder_scorer(
     kind,model,raw_proba = read_model(folder)
     check_model(uri, model, spec)
     if 'reference' in terms: # the first models have none
-        check_reference(uri, terms['reference'], reference(spec, raw_proba))
+        check_reference(uri, terms['reference'], reference_rows(spec, raw_proba))
     mean,scale = load_scaler(*scaler, spec) if scaler else (None, None)
     calibration,policy,limits = read_policy(uri, terms, spec)
     def inputs(X): return np.clip((X-mean)/scale if scaler else X, -LARGEST, LARGEST)

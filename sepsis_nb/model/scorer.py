@@ -133,9 +133,9 @@ def _score_part(self, df):
     "`ScoredRows` of a table whose patients are all new"
     who,ids = patient_codes(df)
     beds = Beds(new_states(self.spec, len(ids)), new_policy_states(len(ids)), who, slice(None))
-    return self.score_rows(signal_rows(df, self.spec.signals), row_hours(df), [beds])
+    return self.score_rows(signal_rows(df, self.spec.declared), row_hours(df), [beds])
 
-def _parts(df, progress, rows=5000):
+def _parts(df, progress, spec, rows=5000):
     "Tables of some patients each, about `rows` long, so that the features of a large one need not be in memory at once"
     if not isinstance(df, pd.DataFrame): raise TypeError(
         f'{type(df).__name__}: expected a frame; read files with `read`')
@@ -143,10 +143,11 @@ def _parts(df, progress, rows=5000):
     def refuse(why): raise ValueError(f"{why}; columns are {', '.join(columns) or 'none'}. Read files with `read`")
     if 'patient_id' not in columns: refuse('no column patient_id')
     if len(set(columns)) < len(columns): refuse('two columns of one name')
-    names = {o.lower() for o in KNOWN} | set(SHORT)
-    if other := [c for c in columns if c not in KNOWN and c.lower() in names]:
+    known = KNOWN.union(*(s.codes for s in spec.definitions))
+    names = {o.lower() for o in known} | set(SHORT)
+    if other := [c for c in columns if c not in known and c.lower() in names]:
         refuse(f'column {other[0]}: a signal under another name')
-    if not KNOWN & set(columns): refuse('no signal')
+    if not known & set(columns): refuse('no signal')
     who = patient_codes(df)[0]
     part = who*(1+len(df)//rows)//(1+who.max(initial=0))
     order = np.argsort(part, kind='stable')
@@ -167,7 +168,7 @@ def score(
         reasons = pd.Series(['; '.join(r) for r in o.quality.reasons], df.index, 'str')
         return df[['_at', *(c for c in ('patient_id', 'time') if c in df)]].assign(hour=o.hour, stay=o.stay,
             risk=o.proba[:,1], alert=o.alert, indeterminate=o.quality.indeterminate, reasons=reasons)
-    out = pd.concat([part(o) for o in _parts(df, progress)])
+    out = pd.concat([part(o) for o in _parts(df, progress, self.spec)])
     out = out.iloc[np.argsort(out._at.to_numpy())].drop(columns='_at')
     out.attrs['in_sample'] = n = len(self.in_sample(df))
     if n: log.warning('in sample: the model was fitted on %d of these %d patients, so their risks are too good; '
@@ -176,7 +177,7 @@ def score(
 @patch
 def in_sample(self:Scorer, df)->list:
     "Ids of the patients of a table that the model was fitted on; empty if the model does not say"
-    return fitted_patients(self.marks, df, self.spec.signals)[0]
+    return fitted_patients(self.marks, df, self.spec.declared)[0]
 
 # %% ../../nbs/model/62_scorer.ipynb #bfa277fc
 class Scored(NamedTuple):
@@ -199,7 +200,7 @@ class Patient:
         try: raw = orjson.dumps(row | dict(patient_id=self.patient_id), default=lambda o: o.isoformat(),
                                 option=orjson.OPT_SERIALIZE_NUMPY)
         except (TypeError, AttributeError) as e: raise BadMessage(f'not-json: {e}') from None
-        m = parse(raw, self.scorer.spec.signals)
+        m = parse(raw, self.scorer.spec.declared)
         self.last = o = self.scorer.score_rows(np.array([m.values]), np.array([m.time]), [self._beds])
         return Scored(float(o.proba[0,1]), bool(o.alert[0]), bool(o.quality.indeterminate[0]), o.quality.reasons[0])
     def __repr__(self):
@@ -219,7 +220,7 @@ def _explained(self, ids, time, o, last, top): # o: `ScoredRows`; last: which of
     order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
     r,k = np.repeat(np.arange(len(X)), order.shape[1]), order.ravel()
     names = np.array(self.spec.names)[k]
-    words,units = ([f(o) for o in names] for f in (feature_label, feature_unit))
+    words,units = ([f(o, self.spec.definitions) for o in names] for f in (feature_label, feature_unit))
     return pd.DataFrame(dict(patient_id=np.asarray(ids)[r], time=np.asarray(time)[r], risk=risk[r],
         indeterminate=quality[r], feature=names, words=words, value=X[r,k], unit=units, contribution=C[r,k]))
 @patch
@@ -237,7 +238,7 @@ def explain(
         last = ~df.patient_id.duplicated(keep='last').to_numpy()
         time = df.time if 'time' in df else pd.Series(np.nan, df.index)
         return _explained(self, df.patient_id[last], time[last], _score_part(self, df), np.flatnonzero(last), top)
-    return pd.concat([part(o) for o in _parts(df, progress)], ignore_index=True)
+    return pd.concat([part(o) for o in _parts(df, progress, self.spec)], ignore_index=True)
 
 # %% ../../nbs/model/62_scorer.ipynb #8daae471
 @patch

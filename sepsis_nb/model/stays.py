@@ -17,7 +17,7 @@ from ..data import read_source
 from ..features import FeatureSpec, fold_table, missing_needs
 from .cohort import in_force
 from ..rows.findings import data_digest, findings
-from ..rows.onset import CHALLENGE_RULE, LabelRule, label_findings
+from ..rows.onset import CHALLENGE_RULE, LabelRule, declared_rule, label_findings
 from ..rows.signals import KNOWN, hours, signal_rows
 from ..settings import private_folder
 
@@ -71,7 +71,7 @@ def table_stays(
     digest='',            # Of the data as read
     left=(),              # More counts, as (name, number): what was left out
     cache:Path|None=None, # Folder of features already computed; None: compute
-    rule:LabelRule=CHALLENGE_RULE, # What label 1 means
+    rule:LabelRule|None=None, # What label 1 means; None: as `df` is declared
 )->Stays:
     "The stays of a table"
     X,hour,number = _cached_fold(df, spec, digest, cache) if cache else fold_table(df, spec)
@@ -80,7 +80,7 @@ def table_stays(
     counts = dict(patients=len(ids), stays=stay.max()+1, septic_stays=len(set(stay[y == 1])), rows=len(df),
                   rows_labelled_1=(y == 1).sum(), rows_without_label=np.isnan(y).sum(), features=len(spec.names))
     counts = pd.DataFrame(dict(count=counts | dict(left)))
-    return Stays(X, y, who, ids, stay, hour, counts, found, digest, df, spec, rule)
+    return Stays(X, y, who, ids, stay, hour, counts, found, digest, df, spec, rule or declared_rule(df))
 
 # %% ../../nbs/model/10_stays.ipynb #5d33153b
 def check_memory(rows:int, spec:FeatureSpec, free=None)->float: # GB; free: None: what the machine has now

@@ -145,7 +145,7 @@ def log_job(
             f'{", ".join(names)} and {folds} folds. Describe them in the `Job`')
     with logged_run(job, experiment, ', '.join(job.names), stays.digest, _sizes(stays), began) as id:
         log_report(job, stays.digest, tables, figures)
-        fitted = stay_marks(stays.df, job.spec.signals)
+        fitted = stay_marks(stays.df, job.spec.declared)
         runs = {o.name:_log_outcome(o, job, stays, experiment, id, fitted) for o in progress(outcomes)}
         mlflow.log_metrics(flat_metrics(best.metrics))
         log_folds(best.folds)

@@ -10,15 +10,16 @@ from nbformat import v4 as nbf
 from .page import ReportExporter
 from ..rows.inspect import Inspection, signals_text
 
-# %% ../../nbs/report/51_inspection.ipynb #b7c33ec6
+# %% ../../nbs/report/51_inspection.ipynb #1d9629c7
 def inspection_html(found:Inspection, name:str)->str: # name: of the source, for the title
     "An inspection as HTML that needs no network"
-    def part(heading, frame, empty):
-        html = frame.to_html(index='finding' not in frame and 'what' not in frame) if len(frame) else f'<p>{empty}</p>'
+    def part(heading, frame, empty, **kw): # kw: of `to_html`
+        html = frame.to_html(**kw) if len(frame) else f'<p>{empty}</p>'
         shown = nbf.new_output('display_data', {'text/html':html})
         return nbf.new_markdown_cell(heading), nbf.new_code_cell('', outputs=[shown])
     safe = name.translate({ord(c):' ' for c in '`<>[]*_\\n'})
-    cells = [*part(f'# What was read: {safe}', found.facts.to_frame(), ''),
-             *part('## Signals', signals_text(found.signals), 'No column became a signal.'),
-             *part('## Left out', found.left, 'Nothing.'), *part('## Suspect', found.suspect, 'Nothing.')]
+    cells = [*part(f'# What was read: {safe}', found.facts.to_frame(), '', header=False, index_names=False),
+             *part('## Signals', signals_text(found.signals), 'No column became a signal.', index_names=False),
+             *part('## Left out', found.left, 'Nothing.', index=False),
+             *part('## Suspect', found.suspect, 'Nothing.', index=False)]
     return ReportExporter(exclude_input=True).from_notebook_node(nbf.new_notebook(cells=cells))[0]

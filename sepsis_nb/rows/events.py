@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['BLOCK', 'BATCH', 'Cells', 'text_blocks', 'Events', 'read_long']
 
-# %% ../../nbs/rows/16_events.ipynb #ed70f1c1
+# %% ../../nbs/rows/16_events.ipynb #da6d6e1e
 import mmap, numpy as np, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
 from numba import njit
 from pathlib import Path
 from pyarrow import parquet
 from tempfile import TemporaryDirectory
-from .maps import TableMap, name_key, places
+from .maps import TableMap, name_key, places, unit_of
 from .signals import SIGNALS
 from .tables import Table, ending, ids, numbers, parse_table, read_table, refuse
 from .times import times
 from .units import conversion
 from .wide import Part, category, described
 
-# %% ../../nbs/rows/16_events.ipynb #76f3dfb9
+# %% ../../nbs/rows/16_events.ipynb #d3ba7f39
 @njit(cache=True)
 def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again):
     "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, cells filled again"
@@ -55,7 +55,7 @@ def _rehash(slots, row_who, row_when, n):
         while slots[k]: k = (k+1) & mask
         slots[k] = r+1
 
-# %% ../../nbs/rows/16_events.ipynb #bf48d6ff
+# %% ../../nbs/rows/16_events.ipynb #3be20744
 def _room(kind, *shape):
     "An array of memory that is taken page by page, as it is written; numpy's own takes 2 MB at a time"
     if not hasattr(mmap, 'MAP_NORESERVE'): return np.empty(shape, kind)
@@ -96,7 +96,7 @@ class Cells:
         self.again = []
         return int(more.sum()+len(at))
 
-# %% ../../nbs/rows/16_events.ipynb #6ba79b0e
+# %% ../../nbs/rows/16_events.ipynb #2adf3ca3
 BLOCK = 1 << 27 # bytes of a text file
 BATCH = 1 << 18 # events
 def text_blocks(path:Path, block=BLOCK):
@@ -116,7 +116,7 @@ def text_blocks(path:Path, block=BLOCK):
             row += raw.count(b'\n')
             if not head: head = b''.join(raw.splitlines(True)[:table.line-1])
 
-# %% ../../nbs/rows/16_events.ipynb #ec08ce00
+# %% ../../nbs/rows/16_events.ipynb #5d47dda6
 def _at(t, names, where):
     "Field to column of a file; `ValueError` for one that is not there"
     keys = {name_key(n):n for n in names}
@@ -143,7 +143,7 @@ def _typed(table, t, known): # known: of `places`
             x[rows] = category(col, c, part)
     return text.assign(value=x, row=row)
 
-# %% ../../nbs/rows/16_events.ipynb #05a0ce3d
+# %% ../../nbs/rows/16_events.ipynb #6f36240f
 def _sql(text): return "'" + str(text).replace("'", "''") + "'"
 def _column(name): return '"' + str(name).replace('"', '""') + '"'
 _DURATION = dict(s=3600, ms=3600e3, us=3600e6, ns=3600e9) # in an hour
@@ -167,7 +167,7 @@ def _expressions(path, t):
     dated = 'time' in at and (kind.is_timestamp(of('time')) or kind.is_date(of('time')))
     return out | dict(row='file_row_number+1'), dated
 
-# %% ../../nbs/rows/16_events.ipynb #2c84075d
+# %% ../../nbs/rows/16_events.ipynb #98e33a91
 def _connect(folder, memory_gb):
     import duckdb
     con = duckdb.connect()
@@ -184,7 +184,7 @@ def _staged(paths, t, known, folder):
             _typed(table, t, known).to_parquet(out[-1][0], index=False, compression='lz4')
     return out
 
-# %% ../../nbs/rows/16_events.ipynb #8e6764aa
+# %% ../../nbs/rows/16_events.ipynb #a7445d60
 class Events:
     "The files of one long table, open in the engine"
     def __init__(self, paths:list, t:TableMap, folder, memory_gb=1.): # folder: for what does not fit into memory
@@ -215,12 +215,7 @@ class Events:
             o = self.ask(f'SELECT row, code FROM {self.scan([file])} WHERE {wrong} ORDER BY row LIMIT 1')
             if o: raise ValueError(f"{path.name} row {o[0][0]} (code '{o[0][1]}'): {problem}")
 
-# %% ../../nbs/rows/16_events.ipynb #e5dafa17
-def _unit_of(texts, t): # texts: of the unit columns of an event
-    "The unit that a source's row says; empty: none"
-    said = (t.units.get(o.strip(), o.strip()) for o in texts if o)
-    return next((o for o in said if o), '')
-
+# %% ../../nbs/rows/16_events.ipynb #5a70bb55
 @patch
 def survey(self:Events):
     "Rows of the table of columns, what to read by code and unit, notes; `ValueError` for an unknown unit"
@@ -230,7 +225,7 @@ def survey(self:Events):
                      f"count(*) FILTER (isinf(value)) FROM {self.scan()} GROUP BY ALL ORDER BY ALL")
     told,read,left,empty = [], [], 0, 0
     for code,*unit,kept,n,values,no_who,no_time,infinite in found:
-        c,said = self.known.get(code), _unit_of(unit, self.t)
+        c,said = self.known.get(code), unit_of(unit, self.t)
         if not kept: left += n; continue
         if c is None:
             what = 'ignored' if code in self.t.ignore else 'unknown'
@@ -255,7 +250,7 @@ def _notes(where, left, empty, kept):
          ('event of a known code without a value', empty, 0, where, 'left out')]
     return [n for n in o if n[1]]
 
-# %% ../../nbs/rows/16_events.ipynb #bd41f6d1
+# %% ../../nbs/rows/16_events.ipynb #5d187bc1
 def _texts(ev, field): # of a column of text
     "Its different texts in the order met, as a `Table` that knows their rows"
     o = ev.frame(f'SELECT {field}, arg_min(row, (filename, row)) AS row, min((filename, row)) AS met FROM {ev.scan()} '
@@ -295,7 +290,7 @@ def put(self:Events, name, df): # as a table of the engine
     self.con.execute(f'CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM given')
     self.con.unregister('given')
 
-# %% ../../nbs/rows/16_events.ipynb #f49439e1
+# %% ../../nbs/rows/16_events.ipynb #b2d286c1
 @patch
 def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a condition
     "SQL of the known events of some files, with a time or without: who, stamp, signal, x"
@@ -321,7 +316,7 @@ def named(self:Events, who): # who: int64 of the engine
     return self.ids[who] if self.ids is not None else ids(pd.Series(who, name=self.t.patient),
                                                           Table(pd.DataFrame(), self.where)).to_numpy()
 
-# %% ../../nbs/rows/16_events.ipynb #6288fd28
+# %% ../../nbs/rows/16_events.ipynb #eae548f9
 def _as_text(code, names): # (n,) index into names
     "A column of text"
     a = pa.DictionaryArray.from_arrays(pa.array(code.astype('int32')), pa.array(names, pa.large_string()))
@@ -370,7 +365,7 @@ def persons(self:Events):
     def of(k): return ids(o[k].rename(getattr(self.t, k)), Table(o, self.where))
     return Part(pd.DataFrame(dict(patient_id=of('patient'), person_id=of('person'))), [], [])
 
-# %% ../../nbs/rows/16_events.ipynb #3ccd2eca
+# %% ../../nbs/rows/16_events.ipynb #fb5023fd
 @patch
 def portions(self:Events, most): # most: events
     "Patients by portions of about so many events, as (files, SQL of a condition)"

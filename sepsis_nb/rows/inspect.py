@@ -68,7 +68,7 @@ def signal_table(source)->pd.DataFrame:
             unlike=bool(q[1] < ref[0] or q[1] > ref[2])))
     return pd.DataFrame(rows, columns=FIELDS)
 
-# %% ../../nbs/rows/21_inspect.ipynb #2fb8da38
+# %% ../../nbs/rows/21_inspect.ipynb #58000598
 class Inspection(NamedTuple):
     "What was understood of a source"
     facts:pd.Series        # Text by fact
@@ -83,6 +83,7 @@ def inspect_source(source)->Inspection: # source: from `data.read_source`
     return Inspection(source_facts(source), signal_table(source), rest[['file', 'column', 'what', 'values']], found)
 
 def _number(x): return '–' if np.isnan(x) else f'{x:.3g}' if abs(x) < 1000 else f'{x:.0f}'
+def _share(x): return '<1%' if 0 < x < .01 else f'{x:.0%}'
 def _span(mid, low, high): return '–' if np.isnan(mid) else f'{_number(mid)} ({_number(low)} to {_number(high)})'
 def _unit_text(o):
     own = SIGNALS[o.signal].unit
@@ -91,7 +92,7 @@ def _unit_text(o):
 
 def signals_text(signals:pd.DataFrame)->pd.DataFrame: # signals: from `signal_table`
     "The table of signals as a person reads it, one line each"
-    rows = [{'column':o.column, 'signal':o.signal, 'unit':_unit_text(o), 'rows with it':f'{1-o.missing:.0%}',
+    rows = [{'column':o.column, 'signal':o.signal, 'unit':_unit_text(o), 'rows with it':_share(1-o.missing),
              'out of range':f'{o.out_of_range:,}' if o.out_of_range else '',
              'median (5 to 95 %)':_span(o.median, o.low, o.high),
              'reference':_span(o.ref_median, o.ref_low, o.ref_high),

@@ -8,38 +8,42 @@ __all__ = ['LABELS', 'feature_label', 'feature_unit', 'feature_text']
 # %% ../../nbs/rows/60_labels.ipynb #94a6f212
 import numpy as np, pandas as pd, re
 from importlib.resources import files
-from .signals import SIGNALS
+from .signals import SIGNALS, is_own
 from .spec import OPERATIONS
 
 # %% ../../nbs/rows/60_labels.ipynb #da763248
 LABELS = dict(pd.read_csv(files('sepsis_nb')/'rows'/'labels.csv').to_numpy()) # of features and derived signals
 _COMBINED = re.compile(r'(\w+?)_(minus|by)_(\w+)')
-def _parts(name):
+def _find(name, defined): # defined: `Signal`s that a spec brings along
+    return {s.name:s for s in defined}.get(name) or SIGNALS.get(name)
+def _parts(name, defined):
     "(signal, operation, hours) of a feature's name; None if it is of no known form"
     m = re.fullmatch(rf'(\w+?)_({"|".join(OPERATIONS)})(?:_(\d+)h)?', name)
-    return m.groups() if m and (m[1] in SIGNALS or m[1] in LABELS) else None
+    return m.groups() if m and (m[1] in LABELS or _find(m[1], defined)) else None
 
 # %% ../../nbs/rows/60_labels.ipynb #3a92c7d6
-def feature_label(name:str)->str:
+def feature_label(name:str, defined=())->str: # defined: a spec's own definitions
     "A feature in words; its name if it is of no known form"
     if name in LABELS: return LABELS[name]
     if m := _COMBINED.fullmatch(name): return ' '.join(
-        (feature_label(m[1]), dict(minus='minus', by='over')[m[2]], feature_label(m[3])))
+        (feature_label(m[1], defined), dict(minus='minus', by='over')[m[2]], feature_label(m[3], defined)))
     if m := re.fullmatch(r'(\w+?)_(ratio|diff)_(\w+)', name):
         return m[1] + dict(ratio='/', diff=' minus ')[m[2]] + m[3]
-    if not (parts := _parts(name)): return name
+    if not (parts := _parts(name, defined)): return name
     signal,op,h = parts
     counts,words = OPERATIONS[op].count_label, OPERATIONS[op].label
     if counts and signal.endswith('_seen'): words = counts
-    return words.format(s=LABELS.get(signal, signal.replace('_', ' ')), h=h)
+    own = (s := _find(signal, defined)) and is_own(s) and s.label
+    return words.format(s=LABELS.get(signal) or own or signal.replace('_', ' '), h=h)
 
-def feature_unit(name:str)->str: # '' where there is none
+def feature_unit(name:str, defined=())->str: # '' where there is none; defined: as for `feature_label`
     "The unit of a feature's value"
-    if m := _COMBINED.fullmatch(name): return feature_unit(m[1]) if m[2] == 'minus' else ''
-    signal,op,_ = _parts(name) or ('', name, None)
+    if m := _COMBINED.fullmatch(name): return feature_unit(m[1], defined) if m[2] == 'minus' else ''
+    signal,op,_ = _parts(name, defined) or ('', name, None)
     if op in ('since', 'hour'): return 'h'
-    if signal not in SIGNALS or op in ('count', 'per_h', 'slope', 'sum', 'total'): return ''
-    return '' if SIGNALS[signal].unit in ('1', '0/1', 'fraction') else SIGNALS[signal].unit
+    s = _find(signal, defined)
+    if s is None or op in ('count', 'per_h', 'slope', 'sum', 'total'): return ''
+    return '' if s.unit in ('1', '0/1', 'fraction') else s.unit
 
 def feature_text(name:str, x:float)->str: # x: in the unit of `feature_unit`; NaN: not measured
     "A feature with its value"

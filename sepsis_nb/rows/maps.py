@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'ROLES', 'Column', 'TableMap', 'SourceMap', 'columns_of', 'systems', 'parse_map', 'built_in', 'load_map',
-           'places', 'name_key', 'missing', 'assign', 'recognise']
+           'places', 'unit_of', 'name_key', 'missing', 'assign', 'recognise']
 
-# %% ../../nbs/rows/15_maps.ipynb #8504ebda
+# %% ../../nbs/rows/15_maps.ipynb #9deb0b08
 import tomllib
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -19,7 +19,7 @@ from .onset import LabelRule, rule_from_dict
 from .signals import SIGNALS
 from .units import header_unit
 
-# %% ../../nbs/rows/15_maps.ipynb #7bba1423
+# %% ../../nbs/rows/15_maps.ipynb #0b59d4f6
 @dataclass(frozen=True)
 class Column:
     "Where a table keeps one signal"
@@ -53,7 +53,7 @@ class TableMap:
     optional:bool = False # Whether the source is whole without it
     signals:tuple = ()    # Of `Column`
 
-# %% ../../nbs/rows/15_maps.ipynb #3f3ef4b4
+# %% ../../nbs/rows/15_maps.ipynb #c9d28e35
 @dataclass(frozen=True)
 class SourceMap:
     "How one source says patient, time, signals, units and label"
@@ -67,7 +67,7 @@ class SourceMap:
         i = [id(t) for t in self.tables].index(id(table))
         return f"{self.where or self.name} table {i+1}" + (f" key '{key}'" if key else '')
 
-# %% ../../nbs/rows/15_maps.ipynb #3e6310c9
+# %% ../../nbs/rows/15_maps.ipynb #fe36521a
 TIMES = 'hours', 'minutes', 'seconds', 'days', 'epoch-s', 'epoch-ms', 'day-first', 'month-first', 'hh:mm', 'spreadsheet'
 ROLES = 'patient', 'person', 'time', 'code', 'value', 'unit', 'label', 'onset' # keys of a table that name columns
 def columns_of(t)->list: # t: `TableMap`
@@ -88,7 +88,7 @@ def _signal(name, where):
     raise ValueError(f"{where}: unknown signal '{name}'" + (f", did you mean '{near[0]}'?" if near else '')
                      + f" Known are {', '.join(SIGNALS)}")
 
-# %% ../../nbs/rows/15_maps.ipynb #af64fd32
+# %% ../../nbs/rows/15_maps.ipynb #0ee94f38
 def _as_number(v, where):
     if type(v) in (int, float): return float(v)
     raise ValueError(f'{where}: {v!r}, expected a number')
@@ -115,7 +115,7 @@ def _columns(signals, where):
     each = [(_signal(s, where), o) for s,v in signals.items() for o in (v if isinstance(v, list) else [v])]
     return tuple(_column(s, o, f'{where}.{s}') for s,o in each)
 
-# %% ../../nbs/rows/15_maps.ipynb #8c0486a4
+# %% ../../nbs/rows/15_maps.ipynb #d89f0975
 def _check_choice(v, known, where):
     if v and v not in known: raise ValueError(f"{where} '{v}' is unknown; known are {', '.join(known)}")
 
@@ -147,7 +147,7 @@ def _check_table(t, where):
     if twice := next((o for o in places if places.count(o) > 1), None): raise ValueError(
         f"{where}: '{twice}' is given two meanings; keep one")
 
-# %% ../../nbs/rows/15_maps.ipynb #0ee4f0f3
+# %% ../../nbs/rows/15_maps.ipynb #9923411d
 def _texts(v, where):
     "A text or a list of texts as a tuple"
     if isinstance(v, str): return (v.strip(),)
@@ -173,7 +173,7 @@ def _table_map(o, where): # o: a [[table]] of the file
     _check_table(t, where)
     return t
 
-# %% ../../nbs/rows/15_maps.ipynb #8b236410
+# %% ../../nbs/rows/15_maps.ipynb #d62926d7
 def parse_map(text:str, where:str)->SourceMap: # where: file, for messages
     "A map from its text; `ValueError` names file, table and key, and lists what is known"
     try: o = tomllib.loads(text)
@@ -206,7 +206,7 @@ def load_map(name_or_path)->SourceMap: # Name of a built-in one, or path of a fi
     try: return parse_map(path.read_text(encoding='utf-8-sig'), path.name)
     except UnicodeDecodeError: raise ValueError(f'{path}: not UTF-8; save it again as UTF-8') from None
 
-# %% ../../nbs/rows/15_maps.ipynb #7687fe73
+# %% ../../nbs/rows/15_maps.ipynb #ac0764af
 def places(t:TableMap)->dict:
     """Column or code to its `Column`: those of the map, and those of its code system for other signals; where it has
     neither, our own names"""
@@ -218,6 +218,11 @@ def places(t:TableMap)->dict:
             found.setdefault(code, Column(s.name, code))
     return {k:c for k,c in found.items() if k not in t.ignore}
 
+def unit_of(said, t)->str: # said: what the unit columns of an event hold, or None; t: `TableMap`
+    "The unit that a row of a long table says; empty: none"
+    known = (t.units.get(o.strip(), o.strip()) for o in said if o)
+    return next((o for o in known if o), '')
+
 def name_key(name): return header_unit(str(name))[0].strip().casefold()
 def missing(t:TableMap, names)->list: # names: columns of a file
     "Columns that a table of a map needs and a file has not"
@@ -227,7 +232,7 @@ def missing(t:TableMap, names)->list: # names: columns of a file
     if t.layout == 'long' or t.label or t.onset or t.person or lost: return lost
     return [] if have & {name_key(c) for c in places(t)} else ['one of a signal']
 
-# %% ../../nbs/rows/15_maps.ipynb #2cf3837f
+# %% ../../nbs/rows/15_maps.ipynb #bd94874a
 def assign(m:SourceMap, found:dict)->tuple: # found: file name to its columns
     "[(file name, `TableMap`)] of the files that fit a table, and names of the others; `ValueError`: fits two"
     one = len(found) == len(m.tables) == 1 # then its name does not matter

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_BEFORE', 'MOST_AFTER', 'CHALLENGE_RULE', 'LabelRule', 'rule_to_dict', 'rule_from_dict', 'rule_text',
-           'rules_differ', 'label_rows', 'onset_findings', 'onset_of', 'label_findings']
+           'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'onset_findings', 'onset_of',
+           'label_findings']
 
 # %% ../../nbs/rows/17_onset.ipynb #b6cc1a50
 import math, numpy as np, pandas as pd
@@ -60,6 +61,16 @@ def rules_differ(rule:LabelRule, other:LabelRule)->str: # of the training and of
     return (f'The labels do not mean the same. Training: {rule_text(rule)}. External: {rule_text(other)}. '
             'Utility, lead time and sensitivity are measured from onset in both and compare; AUROC, AUPRC, F1, Brier '
             'score and calibration are of the label itself, so a part of their difference is that of the labels.')
+
+# %% ../../nbs/rows/17_onset.ipynb #c94df358
+def declare_rule(df:pd.DataFrame, rule:LabelRule)->pd.DataFrame: # df: tidy
+    "The same table, which now says what its labels mean"
+    df.attrs['label_rule'] = rule_to_dict(rule)
+    return df
+
+def declared_rule(df:pd.DataFrame, default:LabelRule=CHALLENGE_RULE)->LabelRule:
+    "What the labels of a table mean; `default` if it does not say so"
+    return rule_from_dict(df.attrs['label_rule'], 'attrs') if 'label_rule' in df.attrs else default
 
 # %% ../../nbs/rows/17_onset.ipynb #af514c65
 _TIE = 1e-6 # h: 4 ms

@@ -7,13 +7,13 @@ __all__ = ['Op', 'WINDOW_OPS', 'MOST_H', 'Operation', 'Feature', 'over', 'Featur
 
 # %% ../../nbs/rows/50_spec.ipynb #sp3c02
 import csv, hashlib, json, numpy as np, re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import IntEnum
 from fastcore.basics import patch
 from functools import cached_property
 from importlib.resources import files
 from .derived import DERIVED, sources
-from .signals import SIGNALS
+from .signals import PACKAGE, SIGNALS, carried, declare, is_own
 
 # %% ../../nbs/rows/50_spec.ipynb #0pdecl01
 @dataclass(frozen=True)
@@ -60,10 +60,12 @@ class FeatureSpec:
     raw_units:bool = False    # True: values as they come, °F or not, unchecked (the original study)
     fill:float|None = None    # In place of an infinite feature; None: missing
     step_h:float = 1.         # Hours between rows that carry no time
+    definitions:tuple|None = None # Of `Signal`: those that are not the package's; None: as `SIGNALS` has them
     def __post_init__(self):
         if not self.features: raise ValueError(f'spec {self.name}: no features')
+        object.__setattr__(self, 'definitions', _own_definitions(self))
         plain = [f.name for f in self.features if f.op not in _COMBINE]
-        for f in self.features: _check(f, self.name, plain)
+        for f in self.features: _check(f, self, plain)
         gone = set(self.needs)-set(self.names)
         if gone: raise ValueError(f'spec {self.name}: needs {", ".join(gone)}, which it does not compute')
         if len(set(self.names)) < len(self.names): raise ValueError(f'spec {self.name}: two features share a name')
@@ -72,6 +74,8 @@ class FeatureSpec:
     used = cached_property(lambda self: _distinct(
         s for f in self.features if f.op not in _COMBINE for s in (f.signal, f.other) if s))
     signals = cached_property(lambda self: _distinct(m for s in self.used for m in sources(s))) # to be measured
+    declared = cached_property(lambda self: tuple( # `Signal`s of `signals`
+        {s.name:s for s in self.definitions}.get(n) or PACKAGE[n] for n in self.signals))
     derived = cached_property(lambda self: tuple(s for s in self.used if s in DERIVED))
     digest = cached_property(lambda self: hashlib.sha256(self.to_json().encode()).hexdigest())
     def __repr__(self):
@@ -80,11 +84,20 @@ class FeatureSpec:
 
 # %% ../../nbs/rows/50_spec.ipynb #1017094c
 MOST_H = 336 # h, 14 days: each hour of a window is a number in every patient's state
+def _local(names): # definitions that are not the package's
+    return tuple(SIGNALS[n] for n in names if n in SIGNALS and is_own(SIGNALS[n]))
+def _own_definitions(spec):
+    "The given definitions that it uses, and those of signals that only this machine has"
+    if spec.definitions is None: return _local(spec.signals)
+    given = {s.name:s for s in spec.definitions}
+    found = (given.get(n) or (None if n in PACKAGE else SIGNALS.get(n)) for n in spec.signals)
+    return tuple(s for s in found if s)
+
 def _check(f, spec, plain): # plain: names of the spec's features that are no combinations
     "`ValueError` if a feature cannot be computed"
-    op = OPERATIONS.get(f.op)
+    op,own,spec = OPERATIONS.get(f.op), [s.name for s in spec.definitions], spec.name
     if op is None: raise ValueError(f"spec {spec}: unknown operation '{f.op}'; known are {', '.join(OPERATIONS)}")
-    what,known = ('feature', plain) if f.op in _COMBINE else ('signal', (*SIGNALS, *DERIVED))
+    what,known = ('feature', plain) if f.op in _COMBINE else ('signal', dict.fromkeys((*SIGNALS, *own, *DERIVED)))
     for s in filter(None, (f.signal, f.other)):
         if s not in known: raise ValueError(f"spec {spec}: unknown {what} '{s}'; known are {', '.join(known)}")
     if (op.reads == 'window') != (f.hours > 0): raise ValueError(
@@ -99,15 +112,18 @@ def _check(f, spec, plain): # plain: names of the spec's features that are no co
 def to_json(self:FeatureSpec):
     "The spec as text"
     features = [{k:v for k,v in asdict(f).items() if v} for f in self.features]
-    return json.dumps(asdict(self) | dict(features=features))
+    own = dict(definitions={s.name:carried(s) for s in self.definitions}) if self.definitions else {}
+    return json.dumps({f.name:getattr(self, f.name) for f in fields(self) if f.name != 'definitions'}
+                      | dict(features=features) | own)
 @patch(cls_method=True)
 def from_json(cls:FeatureSpec, text):
     "The spec that `to_json` wrote; `ValueError` if it is none"
     try:
         d = json.loads(text)
         features = tuple(Feature(**f) for f in d['features'])
-        return cls(**d | dict(features=features, needs=tuple(d.get('needs', ()))))
-    except (KeyError, TypeError) as e:
+        own = tuple(declare(d.get('definitions', {}), f"spec {d['name']}").values())
+        return cls(**d | dict(features=features, needs=tuple(d.get('needs', ())), definitions=own))
+    except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'not a feature spec: {e!r}; another version of the package may have written it') from None
 
 # %% ../../nbs/rows/50_spec.ipynb #408ca34f
@@ -131,5 +147,7 @@ def plus(self:FeatureSpec, text, where=''): # where: for messages
     "The spec with the features of some expressions; `ValueError` as from `parse_features`"
     try:
         new = tuple(f for f in parse_features(text) if f.name not in self.names)
-        return replace(self, name=f'{self.name}+{len(new)}', features=self.features+new) if new else self
+        if not new: return self
+        own = None if self.definitions == _local(self.signals) else self.definitions # None: of the new ones too
+        return replace(self, name=f'{self.name}+{len(new)}', features=self.features+new, definitions=own)
     except ValueError as e: raise ValueError(f'{where}{e}') from None

@@ -40,8 +40,8 @@ def category(col:pd.Series, c:Column, table)->pd.Series: # c: with `values`
     text = col.astype('str').str.strip().where(col.notna())
     if col.dtype == bool: text = text.str.lower() # as TOML spells them
     if pd.api.types.is_float_dtype(col): text = text.str.removesuffix('.0') # whole numbers beside empty cells
-    x = text.map(c.values)
-    refuse(x.isna() & text.notna(), col, table, 'is no known category',
+    x = text.map(c.values) # nan: a category that means nothing known
+    refuse(~text.isin(list(c.values)) & text.notna(), col, table, 'is no known category',
            f"known are {', '.join(c.values)}; add it to `values` in the map")
     return x.astype(float)
 

@@ -21,7 +21,7 @@ from ..terminal import printable
 
 # %% ../../nbs/stream/31_scoring.ipynb #aa53bbba
 MAX_ID = 200 # characters; an id is sent again as key and in the output
-def check_message(key, value, signals, limit:int)->tuple: # key, value: bytes or None; signals: names to read
+def check_message(key, value, signals, limit:int)->tuple: # key, value: bytes or None; signals: as `signals_of`
     "(`Parsed`, list of reasons) of a message of at most `limit` bytes; `BadMessage`: why it is no row"
     if isinstance(value, Undecodable): raise BadMessage(value.reason)
     size = len(key or b'')+len(value or b'')
@@ -193,7 +193,7 @@ def score_batch(scorer:Scorer, patients:dict, messages:list, limit:int, silence_
     the topic, if states lie by fewer"""
     batch = Batch(counts=Counter(rows=len(messages)), partitions=sorted({m.partition for m in messages}))
     jumps = sum(patients[p].progress.jumps for p in batch.partitions)
-    rows = _sort_messages(batch, scorer.spec.signals, patients, messages, limit, silence_ms, grown)
+    rows = _sort_messages(batch, scorer.spec.declared, patients, messages, limit, silence_ms, grown)
     if rows: _score_rows(batch, scorer, patients, rows)
     batch.counts['time_jumps'] = sum(patients[p].progress.jumps for p in batch.partitions)-jumps
     for p in batch.partitions: patients[p].clear_released()
