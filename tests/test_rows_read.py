@@ -127,6 +127,16 @@ def test_units_in_the_header(ward, caplog):
     with pytest.raises(ValueError, match=r"column HR \(mph\): unit 'mph' is not known for HR; known are 1/min"):
         read(ward('patient_id,ICULOS,HR (mph)\np1,1,80\n'))
 
+def test_units_that_nobody_says(ward, caplog):
+    def rows(head, *values):
+        return f'patient_id,ICULOS,HR,{head}\n' + ''.join(f'p{k},1,80,{v}\n' for k,v in enumerate(values))
+    words = 'ward.csv column Glucose: median 5.6 is unlike mg/dL .*fit in mmol/L.*Write Glucose'
+    with pytest.raises(ValueError, match=words):
+        read(ward(rows('Glucose', *[5.5, 5.6, 5.7]*9)))
+    assert read(ward(rows('Glucose', *[100, 101, 102]*9))).Glucose[0] == 100
+    with caplog.at_level(logging.WARNING): read(ward(rows('Glucose [mg/dL]', *[5.5, 5.6, 5.7]*9)))
+    assert 'unit of Glucose suspect, rows=27' in caplog.text
+
 def test_two_separators():
     assert list(parse_table(b'id;Temp, body;HR\n7;37;80\n', 'f.csv').df) == ['id', 'Temp, body', 'HR']
     with pytest.raises(ValueError, match='may be separated by comma or semicolon; write sep=, as the first line'):
