@@ -188,7 +188,7 @@ def _check_header(columns, names, table):
     "`ValueError` for a row that repeats the header"
     for i in np.flatnonzero(pc.equal(columns[0], names[0]).fill_null(False)):
         if all(c[i].as_py() == (n or None) for c,n in zip(columns, names)): raise ValueError(
-            f'{table.where}: the header stands again below its rows (after {i} rows); are these two files? Part them')
+            f'{table.where} row {table.row(i)}: the header stands again, as in files that were joined; part them')
 
 def _text_table(body, names, sep, table, notes):
     "The table of the rows below a header"
@@ -196,16 +196,15 @@ def _text_table(body, names, sep, table, notes):
     columns = _arrow(body, names, sep, quoted, table)
     used = [(n or f'column {k+1}', a) for k,(n,a) in enumerate(zip(names, columns)) if n or a.null_count < len(a)]
     _check_names([n for n,_ in used], table.where)
+    if b'\n\n' in body.strip(b'\n') or body.startswith(b'\n'): # empty lines
+        table = table._replace(rows=np.array([table.line+i for i,o in enumerate(body.split(b'\n')) if o]))
     _check_header(columns, names, table)
     if body and not body.endswith(b'\n'):
         last = body[body.rfind(b'\n')+1:].decode()
         notes += (check_end(last, sep, table.line+body.count(b'\n'), table),)
-    inner = body.strip(b'\n')
-    blank = b'\n\n' in inner or body.startswith(b'\n')
-    rows = np.array([table.line+i for i,o in enumerate(body.split(b'\n')) if o]) if blank else None
     decimal,proven = _decimal([a for _,a in used], sep, quoted)
     df = pa.table(dict(used)).to_pandas()
-    return table._replace(df=df, decimal=decimal, proven=proven, rows=rows, notes=notes)
+    return table._replace(df=df, decimal=decimal, proven=proven, notes=notes)
 
 # %% ../../nbs/rows/13_tables.ipynb #656759d2
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
