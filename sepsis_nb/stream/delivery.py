@@ -308,7 +308,7 @@ def counts_line(now:Counter, before:Counter, lag:int)->str:
     dead = {k.removeprefix('dead.'):v for k,v in new.items() if k.startswith('dead.')}
     always = 'rows', 'scored', 'indeterminate', 'outside_training', 'alerts', 'repeated'
     parts = {k:new[k] for k in always} | dict(dead_letters=sum(dead.values())) | dead
-    seldom = 'forgotten', 'returned', 'left', 'misplaced', 'waiting', 'time_jumps', 'unanswered'
+    seldom = 'unit_suspect', 'forgotten', 'returned', 'left', 'misplaced', 'waiting', 'time_jumps', 'unanswered'
     parts |= {k:new[k] for k in seldom if new[k]}
     return ' '.join(f'{k}={v}' for k,v in parts.items())+f' lag={lag} rows_in_all={now["rows"]}'
 

@@ -185,6 +185,7 @@ def _score_rows(batch, scorer, patients, rows):
         if alert[r]: batch.alerts.append(batch.outputs[-1])
     batch.counts.update(scored=len(rows), alerts=len(batch.alerts), indeterminate=sum(indeterminate),
                         outside_training=int(quality.outside.sum()))
+    if quality.suspect: batch.counts['unit_suspect'] += quality.suspect
 
 # %% ../../nbs/stream/31_scoring.ipynb #cb0d92c5
 def score_batch(scorer:Scorer, patients:dict, messages:list, limit:int, silence_ms:int=Worker().silence_ms,
