@@ -21,6 +21,7 @@ from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import assign, load_map, recognise
 from .rows.onset import CHALLENGE_RULE, declare_rule
+from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members
 from .rows.tables import numbers, parse_table, read_table, refuse
@@ -106,7 +107,20 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
-def _read_rows(path, columns): return tidy(read_table(path), columns)
+def _suspect_units(df, own, where): # own: name to the column's in the file
+    "Notes of units that were given and are unlike; `ValueError` for a column that would fit in another unit"
+    who,notes = pd.factorize(df.patient_id)[0], []
+    for c in (c for c in df if c in SIGNALS):
+        given = bool(header_unit(own[c])[1])
+        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, given)
+        if said: notes.append((f'unit of {c} suspect', int(df[c].notna().sum()), 0, f'{where} column {own[c]}', said))
+    return notes
+
+def _read_rows(path, columns):
+    df,notes = tidy(table := read_table(path), columns)
+    if set(CHALLENGE) <= set(df): return df, notes # whose units are part of the layout
+    own = {(columns or {}).get(c) or _column(c):c for c in table.df}
+    return df, notes+_suspect_units(df, own, table.where)
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
@@ -166,7 +180,8 @@ SOURCES = {o:('rows of many patients', _read_rows) for o in ENDINGS if not o.sta
 def _read_one(path, columns):
     path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
     kind = 'folder' if path.is_dir() else ending(path)
-    known = '; '.join(f'{k} ({what})' for k,(what,_) in SOURCES.items())
+    what = dict.fromkeys(o for o,_ in SOURCES.values())
+    known = '; '.join(f"{', '.join(k for k,v in SOURCES.items() if v[0] == o)} ({o})" for o in what)
     known = f"expected one of: {known}; or 'sample' (2,000 stays in the package)"
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder; {known}')
     if kind not in SOURCES: raise ValueError(f"{path}: unknown kind of file '{kind}'; {known}")

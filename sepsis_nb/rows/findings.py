@@ -63,6 +63,7 @@ FINDING = 'finding', 'rows', 'stays', 'first', 'advice'
 def noted(notes)->pd.DataFrame: # notes: frame, or tuples, of `FINDING`
     "Notes of readers as findings, those of one kind added up"
     notes = pd.DataFrame(notes, columns=list(FINDING))
+    if not len(notes): return notes
     how = dict(rows='sum', stays='sum', first='first', advice='first')
     return notes.groupby('finding', as_index=False, sort=False).agg(how)[list(FINDING)]
 

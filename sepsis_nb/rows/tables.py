@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'ids', 'float_table', 'parse_parquet', 'ending', 'Member', 'check_size', 'members', 'read_table']
+           'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
+           'members', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -187,7 +188,7 @@ def _check_header(columns, names, table):
     "`ValueError` for a row that repeats the header"
     for i in np.flatnonzero(pc.equal(columns[0], names[0]).fill_null(False)):
         if all(c[i].as_py() == (n or None) for c,n in zip(columns, names)): raise ValueError(
-            f'{table.where}: the header stands again below its rows (after {i} rows); are these two files? Part them')
+            f'{table.where} row {table.row(i)}: the header stands again, as in files that were joined; part them')
 
 def _text_table(body, names, sep, table, notes):
     "The table of the rows below a header"
@@ -195,16 +196,15 @@ def _text_table(body, names, sep, table, notes):
     columns = _arrow(body, names, sep, quoted, table)
     used = [(n or f'column {k+1}', a) for k,(n,a) in enumerate(zip(names, columns)) if n or a.null_count < len(a)]
     _check_names([n for n,_ in used], table.where)
+    if b'\n\n' in body.strip(b'\n') or body.startswith(b'\n'): # empty lines
+        table = table._replace(rows=np.array([table.line+i for i,o in enumerate(body.split(b'\n')) if o]))
     _check_header(columns, names, table)
     if body and not body.endswith(b'\n'):
         last = body[body.rfind(b'\n')+1:].decode()
         notes += (check_end(last, sep, table.line+body.count(b'\n'), table),)
-    inner = body.strip(b'\n')
-    blank = b'\n\n' in inner or body.startswith(b'\n')
-    rows = np.array([table.line+i for i,o in enumerate(body.split(b'\n')) if o]) if blank else None
     decimal,proven = _decimal([a for _,a in used], sep, quoted)
     df = pa.table(dict(used)).to_pandas()
-    return table._replace(df=df, decimal=decimal, proven=proven, rows=rows, notes=notes)
+    return table._replace(df=df, decimal=decimal, proven=proven, notes=notes)
 
 # %% ../../nbs/rows/13_tables.ipynb #656759d2
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
@@ -306,11 +306,18 @@ def _plain_types(t):
         return c.cast(pa.timestamp('us')) if pa.types.is_date(c.type) else c
     return pa.table([plain(c) for c in t.columns], names=t.column_names)
 
-def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
-    "A parquet file as a table; `ValueError` if it is damaged"
-    try: t = _plain_types(parquet.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source))
+def _whole(read, source, where): # read: of pyarrow
+    try: return read(pa.BufferReader(source) if isinstance(source, bytes) else source)
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{where}: not a whole parquet file ({str(e).splitlines()[0][:90]}); fetch it again') from None
+
+def parquet_columns(path:Path)->tuple:
+    "Names of the columns, as `read_table` gives them; `ValueError` if the file is damaged"
+    return tuple(map(clean_name, _whole(parquet.read_schema, path, path.name).names))
+
+def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
+    "A parquet file as a table; `ValueError` if it is damaged"
+    t = _whole(lambda o: _plain_types(parquet.read_table(o)), source, where)
     names = [clean_name(n) for n in t.column_names]
     _check_names(names, where)
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
