@@ -1362,6 +1362,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.rows.tables._note': ('rows/tables.html#_note', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._plain_types': ('rows/tables.html#_plain_types', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._separator': ('rows/tables.html#_separator', 'sepsis_nb/rows/tables.py'),
+                                       'sepsis_nb.rows.tables._shown': ('rows/tables.html#_shown', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._signs': ('rows/tables.html#_signs', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._text_numbers': ( 'rows/tables.html#_text_numbers',
                                                                                 'sepsis_nb/rows/tables.py'),

@@ -95,7 +95,7 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
-    elif 'ICULOS' in df: out['time'] = numbers(col('ICULOS'), table)
+    elif 'ICULOS' in df: out['time'] = times(col('ICULOS'), table, 'hours')
     notes = list(table.notes)
     for c in df:
         if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
