@@ -24,8 +24,7 @@ from .rows.maps import assign, load_map, recognise
 from .rows.onset import CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
-from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
-from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
+from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS
@@ -96,7 +95,7 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
-    elif 'ICULOS' in df: out['time'] = numbers(col('ICULOS'), table)
+    elif 'ICULOS' in df: out['time'] = times(col('ICULOS'), table, 'hours')
     notes = list(table.notes)
     for c in df:
         if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
@@ -108,10 +107,21 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
+def _suspect_units(df, own, where): # own: name to the column's in the file
+    "Notes of units that were given and are unlike; `ValueError` for a column that would fit in another unit"
+    who,notes = pd.factorize(df.patient_id)[0], []
+    for c in (c for c in df if c in SIGNALS):
+        given = bool(header_unit(own[c])[1])
+        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, given)
+        if said: notes.append((f'unit of {c} suspect', int(df[c].notna().sum()), 0, f'{where} column {own[c]}', said))
+    return notes
+
 def _read_rows(path, columns):
-    df,notes = tidy(read_table(path), columns)
-    undeclared = 'label' in df and not set(CHALLENGE) <= set(df)
-    return df, notes+([assumed_rule(df, path.name)] if undeclared else [])
+    df,notes = tidy(table := read_table(path), columns)
+    if set(CHALLENGE) <= set(df): return df, notes # whose units and labels are part of the layout
+    if 'label' in df: notes = [*notes, assumed_rule(df, table.where)]
+    own = {(columns or {}).get(c) or _column(c):c for c in table.df}
+    return df, notes+_suspect_units(df, own, table.where)
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
@@ -171,7 +181,8 @@ SOURCES = {o:('rows of many patients', _read_rows) for o in ENDINGS if not o.sta
 def _read_one(path, columns):
     path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
     kind = 'folder' if path.is_dir() else ending(path)
-    known = '; '.join(f'{k} ({what})' for k,(what,_) in SOURCES.items())
+    what = dict.fromkeys(o for o,_ in SOURCES.values())
+    known = '; '.join(f"{', '.join(k for k,v in SOURCES.items() if v[0] == o)} ({o})" for o in what)
     known = f"expected one of: {known}; or 'sample' (2,000 stays in the package)"
     if not path.exists(): raise FileNotFoundError(f'{path}: no such file or folder; {known}')
     if kind not in SOURCES: raise ValueError(f"{path}: unknown kind of file '{kind}'; {known}")
@@ -284,7 +295,6 @@ def read(paths, columns=None, map='')->pd.DataFrame: # as for `read_source`
     source = read_source(paths, columns, map)
     warn(source.notes, paths)
     return declare_rule(source.df, source.rule)
-
 
 # %% ../nbs/00_data.ipynb #b800f273
 def build_sample(full, out=SAMPLE): # full: path of Challenge training set A (zip or folder)

@@ -36,7 +36,7 @@ REFUSED = {
     'footer':(monitor(ROW)+'(1 rows affected)\n', 'ward.csv row 3 has 1 cells, the header has 6'),
     'row below an empty line':(monitor(ROW, '', ROW, 'x'), 'ward.csv row 5 has 1 cells'),
     'spreadsheet':(b'PK\3\4\x14', 'ward.csv: holds a spreadsheet or an archive, not text; save it as CSV'),
-    'files joined':(monitor(ROW)+monitor(ROW), 'ward.csv: the header stands again below its rows (after 1 rows)'),
+    'files joined':(monitor(ROW)+monitor(ROW), 'ward.csv row 3: the header stands again, as in files that were joined'),
     'half of UTF-16':(monitor(ROW).encode('utf-16')[:-1], 'is not UTF-16'),
     'placeholder':(monitor(ROW.replace('2025-01-31', '9999-12-31')), 'is not between 1900 and 2300; leave it empty'),
     'one column':('Patient ID\n7\n',
@@ -56,7 +56,11 @@ REFUSED = {
                   "column Patient ID: '1.23457E+11' is a number that a spread"),
     'id through a float':(monitor(ROW.replace('007', '7.0')),
                           "'7.0' went through a program that takes ids for numbers"),
-    'bell in an id':(monitor(ROW.replace('007', 'a\x07')), 'holds a character that cannot be seen'),
+    'bell in an id':(monitor(ROW.replace('007', 'a\x07')), r"'a\x07' holds a character that cannot be seen"),
+    'end of file of DOS':(monitor(ROW)+'\x1a', r"ward.csv row 3 has 1 cells, the header has 6: '\x1a'"),
+    'id as a formula':(monitor(ROW.replace('007', '="007"')), """Patient ID: '="007"' is a formula of a spreadsheet"""),
+    'hours since 1970':('patient_id,ICULOS,HR\np1,1738331100,80\n',
+                        "row 2 column ICULOS: '1738331100' is more than 1e+07"),
     'no time at all':(monitor(ROW.replace('2025-01-31 13:45:00', 'noon')),
                       "column Result Time: 'noon' is not a date and time"),
     'time cut short':(monitor(ROW.replace('13:45:00', '13:4')), "'2025-01-31 13:4' is not a date and time"),
@@ -126,6 +130,16 @@ def test_units_in_the_header(ward, caplog):
     assert 'unit of Glucose converted, rows=1' in caplog.text and 'HR converted' not in caplog.text
     with pytest.raises(ValueError, match=r"column HR \(mph\): unit 'mph' is not known for HR; known are 1/min"):
         read(ward('patient_id,ICULOS,HR (mph)\np1,1,80\n'))
+
+def test_units_that_nobody_says(ward, caplog):
+    def rows(head, *values):
+        return f'patient_id,ICULOS,HR,{head}\n' + ''.join(f'p{k},1,80,{v}\n' for k,v in enumerate(values))
+    words = 'ward.csv column Glucose: median 5.6 is unlike mg/dL .*fit in mmol/L.*Write Glucose'
+    with pytest.raises(ValueError, match=words):
+        read(ward(rows('Glucose', *[5.5, 5.6, 5.7]*9)))
+    assert read(ward(rows('Glucose', *[100, 101, 102]*9))).Glucose[0] == 100
+    with caplog.at_level(logging.WARNING): read(ward(rows('Glucose [mg/dL]', *[5.5, 5.6, 5.7]*9)))
+    assert 'unit of Glucose suspect, rows=27' in caplog.text
 
 def test_two_separators():
     assert list(parse_table(b'id;Temp, body;HR\n7;37;80\n', 'f.csv').df) == ['id', 'Temp, body', 'HR']
@@ -355,3 +369,63 @@ def test_ids_of_the_whole_file(ward):
     found = findings(got).set_index('finding')
     assert found.rows['ids that are alike'] == 3 and found.stays['ids that are alike'] == 2
     assert members(ward('x').parent) != []
+
+SMALL = 'id,HR,note\n007,80,ok\n007,81.5,"calm, warm"\n8,,x y\n8,120,9.25\n'
+WHOLE_ROWS = parse_table(SMALL.encode(), 'f.csv').df
+def rows_of(text):
+    "The rows of a text file as lists and its notes; None if it is refused"
+    try: t = parse_table(text.encode(), 'f.csv')
+    except ValueError as e:
+        assert str(e).startswith('f.csv') and '\n' not in str(e)
+        return None
+    return t.df.fillna('').to_numpy().tolist(), t.notes
+
+def test_cut_anywhere():
+    "A file cut at any byte is refused, or has its first rows; only the last value may be shorter, and a note says so"
+    whole,read = WHOLE_ROWS.fillna('').to_numpy().tolist(), 0
+    for k in range(SMALL.index('\n')+1, len(SMALL)):
+        if (got := rows_of(SMALL[:k])) is None: continue
+        (rows,notes),read = got, read+1
+        if SMALL[k-1] == '\n':
+            assert rows == whole[:len(rows)] and not notes
+            continue
+        *before,last = rows
+        assert notes and before == whole[:len(before)]
+        (*cells,end),(*want,whole_end) = last, whole[len(before)]
+        assert cells == want and whole_end.startswith(end)
+    assert 4 < read < 20 # most cuts are found
+
+@pytest.mark.parametrize('more', ['"', ',', '\n', '\r', '"\n', '\0', ';', '""'])
+def test_stray_character_anywhere(more):
+    "Wherever it stands, no row is lost and none is made: the file is refused, or has its rows with one cell changed"
+    whole = WHOLE_ROWS.fillna('').to_numpy().tolist()
+    for k in range(SMALL.index('\n')+1, len(SMALL)+1):
+        if (got := rows_of(SMALL[:k]+more+SMALL[k:])) is None: continue
+        assert len(got[0]) == len(whole)
+        assert sum(a != b for x,y in zip(got[0], whole) for a,b in zip(x, y)) <= 1
+
+@pytest.mark.parametrize('sep,decimal,encoding,end',
+                         [(',', '.', 'utf-8', '\n'), (';', ',', 'cp1252', '\r\n'), ('\t', ',', 'utf-16', '\n'),
+                                                      ('|', '.', 'utf-8-sig', '\r'), (';', '.', 'latin-1', '\n')])
+def test_every_way_of_writing_gives_the_same_rows(sep, decimal, encoding, end):
+    rng = np.random.default_rng(1)
+    df = pd.DataFrame(dict(id=[f'{k:04d}' for k in range(60)], HR=rng.normal(80, 9, 60).round(2),
+                           Temp=rng.normal(37, 1, 60),
+                           when=pd.date_range('2025-01-20 10:00', periods=60, freq='7h'), note='süß, "5 µg"'))
+    df.loc[::7, 'HR'] = np.nan
+    text = df.to_csv(index=False, sep=sep, decimal=decimal, lineterminator=end, date_format='%d.%m.%Y %H:%M', na_rep='')
+    t = parse_table(text.encode(encoding), 'f.csv')
+    assert t.decimal == decimal and t.df.id.tolist() == df.id.tolist() and set(t.df.note) == {'süß, "5 µg"'}
+    for c in 'HR', 'Temp': np.testing.assert_array_equal(numbers(t.df[c], t), df[c])
+    assert times(t.df.when, t).tolist() == df.when.tolist()
+
+def test_cut_stay_is_found_in_a_set_as_alone(ward, tmp_path):
+    text = stay(80, 81)
+    ward(stay(80, 82), 'set/p1.psv')
+    def outcome(*paths):
+        try: return read(paths).iloc[:,1:].fillna(-9).to_numpy().tolist()
+        except ValueError as e: return str(e).partition('.psv ')[2]
+    for k in range(len(text)-len(text.splitlines()[-1])-2, len(text)+1, 7):
+        path = ward(text[:k], 'set/p2.psv')
+        together,apart = outcome(tmp_path/'set'), outcome(path)
+        assert together[2:] == apart if isinstance(together, list) else together == apart, k

@@ -8,6 +8,7 @@ __all__ = ['MOST_APART_H', 'FINDING', 'log', 'noted', 'findings', 'warn', 'data_
 # %% ../../nbs/rows/20_findings.ipynb #c255404e
 import hashlib, logging, numpy as np, pandas as pd, re
 from itertools import chain
+from unicodedata import normalize
 from .signals import SIGNALS, clean, hours, signal_rows
 from .times import GAP_H
 
@@ -46,7 +47,7 @@ def _time_checks(df, who, repeated):
     if far: yield (f'rows {np.median(known):.3g} h apart', step > 0, 'is the time in hours? Declare time_as in the map')
 
 # %% ../../nbs/rows/20_findings.ipynb #01fb028e
-def _plain_id(text): return re.sub(r'(?<!\d)0+(?=\d)|\s', '', text.casefold())
+def _plain_id(text): return re.sub(r'(?<!\d)0+(?=\d)|\s', '', normalize('NFKC', text).casefold())
 def _patient_checks(df, who, ids): # who: (n,) codes; ids: patient of each code
     "(finding, rows concerned, advice) of patients and labels"
     yield ('stay of one row', np.bincount(who)[who] == 1, 'it has no course; does each row have an id of its own?')
@@ -63,6 +64,7 @@ FINDING = 'finding', 'rows', 'stays', 'first', 'advice'
 def noted(notes)->pd.DataFrame: # notes: frame, or tuples, of `FINDING`
     "Notes of readers as findings, those of one kind added up"
     notes = pd.DataFrame(notes, columns=list(FINDING))
+    if not len(notes): return notes
     how = dict(rows='sum', stays='sum', first='first', advice='first')
     return notes.groupby('finding', as_index=False, sort=False).agg(how)[list(FINDING)]
 

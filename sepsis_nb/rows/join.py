@@ -10,13 +10,12 @@ import numpy as np, pandas as pd
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from pyarrow import parquet
 from .events import read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, missing
 from .onset import LabelRule, assumed_rule, label_rows, onset_findings
 from .signals import SIGNALS, hours
-from .tables import clean_name, ending, read_table
+from .tables import ending, parquet_columns, read_table
 from .wide import COLUMNS, read_wide
 
 # %% ../../nbs/rows/19_join.ipynb #febd71fa
@@ -192,7 +191,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
 # %% ../../nbs/rows/19_join.ipynb #6368a220
 def head_columns(path:Path)->tuple:
     "Names of the columns of a file, of which only the beginning is read"
-    if ending(path.name) == '.parquet': return tuple(map(clean_name, parquet.read_schema(path).names))
+    if ending(path.name) == '.parquet': return parquet_columns(path)
     return tuple(next(text_blocks(path, 1 << 16)).df)
 
 def _check_lacking(m, name, names):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'ids', 'float_table', 'parse_parquet', 'ending', 'Member', 'check_size', 'members', 'read_table']
+           'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
+           'members', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -27,9 +28,10 @@ class Table(NamedTuple):
     notes:tuple = ()     # Rows for `findings`, (finding, rows, stays, first, advice): what was assumed
     def row(self, i): return self.line+i if self.rows is None else int(self.rows[i])
 
+def _shown(text): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 def cell(table:Table, col, i):
     "A cell for a message: where it stands, and what stands there"
-    shown = f'{v:g}' if isinstance(v := col.iloc[i], (float, np.number)) else f"'{v}'"
+    shown = f'{v:g}' if isinstance(v := col.iloc[i], (float, np.number)) else f"'{_shown(v)[:80]}'"
     return f'{table.where} row {table.row(i)} column {col.name}: {shown}'
 
 def refuse(
@@ -84,7 +86,7 @@ def _count(line, sep):
 def _separator(head, body, table): # body: the first lines below
     "The character between cells; `ValueError` names the kinds that it could be"
     kinds = [s for s in SEPARATORS if s in re.sub('"[^"]*"', '', head)]
-    header = f"{table.where} row {table.line-1}: the header '{head[:80]}'"
+    header = f"{table.where} row {table.line-1}: the header '{_shown(head[:80])}'"
     if not kinds: raise ValueError(
         f'{header} has one cell; expected names with {", ".join(SEPARATORS.values())} between them')
     if len(kinds) == 1: return kinds[0]
@@ -99,12 +101,12 @@ def _check_rows(lines, names, sep, table): # table: for messages
     for i,line in enumerate(lines):
         if not line: continue
         at = f'{table.where} row {table.line+i}'
-        if line.count('"') % 2: raise ValueError(f"{at}: a quote is not closed on its line, '{line[-60:]}'; "
+        if line.count('"') % 2: raise ValueError(f"{at}: a quote is not closed on its line, '{_shown(line[-60:])}'; "
             'close it, and write no line break inside a cell')
         try: n = len(_cells(line, sep)) if '"' in line else line.count(sep)+1
-        except csv.Error: raise ValueError(f"{at}: text stands behind a closing quote, '{line[:60]}'; "
+        except csv.Error: raise ValueError(f"{at}: text stands behind a closing quote, '{_shown(line[:60])}'; "
             'write a quote inside a quoted cell as ""') from None
-        if n != len(names): raise ValueError(f"{at} has {n} cells, the header has {len(names)}: '{line[:60]}'; "
+        if n != len(names): raise ValueError(f"{at} has {n} cells, the header has {len(names)}: '{_shown(line[:60])}'; "
             + ('name each column, and quote a cell that holds the separator' if n > len(names) else
                'complete the row, or export the file again if it was cut short'))
 
@@ -113,7 +115,7 @@ _CUT = re.compile(r'[-+.,:/]|\d[eE]')
 def check_end(line:str, sep:str, at:int, table:Table)->tuple: # line: the last of the file, in row `at`
     "A note for a file without a line end; `ValueError` if it is surely cut short"
     if line.endswith(sep) or _CUT.fullmatch(line[-1:]) or _CUT.fullmatch(line[-2:]): raise ValueError(
-        f"{table.where} row {at}: the file ends within a row, '{line[-60:]}'; "
+        f"{table.where} row {at}: the file ends within a row, '{_shown(line[-60:])}'; "
         'export it again, with a line end at its end')
     return _note('file without a line end', 1, f'{table.where} row {at}',
                  'its last value may be cut short, which cannot be told; compare it with the source')
@@ -187,7 +189,7 @@ def _check_header(columns, names, table):
     "`ValueError` for a row that repeats the header"
     for i in np.flatnonzero(pc.equal(columns[0], names[0]).fill_null(False)):
         if all(c[i].as_py() == (n or None) for c,n in zip(columns, names)): raise ValueError(
-            f'{table.where}: the header stands again below its rows (after {i} rows); are these two files? Part them')
+            f'{table.where} row {table.row(i)}: the header stands again, as in files that were joined; part them')
 
 def _text_table(body, names, sep, table, notes):
     "The table of the rows below a header"
@@ -195,16 +197,15 @@ def _text_table(body, names, sep, table, notes):
     columns = _arrow(body, names, sep, quoted, table)
     used = [(n or f'column {k+1}', a) for k,(n,a) in enumerate(zip(names, columns)) if n or a.null_count < len(a)]
     _check_names([n for n,_ in used], table.where)
+    if b'\n\n' in body.strip(b'\n') or body.startswith(b'\n'): # empty lines
+        table = table._replace(rows=np.array([table.line+i for i,o in enumerate(body.split(b'\n')) if o]))
     _check_header(columns, names, table)
     if body and not body.endswith(b'\n'):
         last = body[body.rfind(b'\n')+1:].decode()
         notes += (check_end(last, sep, table.line+body.count(b'\n'), table),)
-    inner = body.strip(b'\n')
-    blank = b'\n\n' in inner or body.startswith(b'\n')
-    rows = np.array([table.line+i for i,o in enumerate(body.split(b'\n')) if o]) if blank else None
     decimal,proven = _decimal([a for _,a in used], sep, quoted)
     df = pa.table(dict(used)).to_pandas()
-    return table._replace(df=df, decimal=decimal, proven=proven, rows=rows, notes=notes)
+    return table._replace(df=df, decimal=decimal, proven=proven, notes=notes)
 
 # %% ../../nbs/rows/13_tables.ipynb #656759d2
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
@@ -254,6 +255,7 @@ def numbers(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under 
 # %% ../../nbs/rows/13_tables.ipynb #becf10bb
 _DAMAGED = {r'^-?\d([.,]\d+)?[eE]\+\d+$':'is a number that a spreadsheet has rounded',
             r'^-?\d+[.,]0+$':'went through a program that takes ids for numbers',
+            r'^=':'is a formula of a spreadsheet',
             r'^#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|#+)$':'is an error of a spreadsheet'}
 _HIDDEN = r'[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}]'
 def _check_ids(a, col, table):
@@ -306,11 +308,18 @@ def _plain_types(t):
         return c.cast(pa.timestamp('us')) if pa.types.is_date(c.type) else c
     return pa.table([plain(c) for c in t.columns], names=t.column_names)
 
-def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
-    "A parquet file as a table; `ValueError` if it is damaged"
-    try: t = _plain_types(parquet.read_table(pa.BufferReader(source) if isinstance(source, bytes) else source))
+def _whole(read, source, where): # read: of pyarrow
+    try: return read(pa.BufferReader(source) if isinstance(source, bytes) else source)
     except (pa.ArrowException, OSError) as e:
         raise ValueError(f'{where}: not a whole parquet file ({str(e).splitlines()[0][:90]}); fetch it again') from None
+
+def parquet_columns(path:Path)->tuple:
+    "Names of the columns, as `read_table` gives them; `ValueError` if the file is damaged"
+    return tuple(map(clean_name, _whole(parquet.read_schema, path, path.name).names))
+
+def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: for messages
+    "A parquet file as a table; `ValueError` if it is damaged"
+    t = _whole(lambda o: _plain_types(parquet.read_table(o)), source, where)
     names = [clean_name(n) for n in t.column_names]
     _check_names(names, where)
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
