@@ -390,6 +390,10 @@ def _rows(s):
     n = account(s.kafka, s.topics)
     lost = f"; {n['unanswered']} left the topic before they were answered: see the dead letters `unanswered`"
     return f"{n['done']} offsets are done, {n['wait']} wait"+lost*(n['unanswered'] > 0)
+def _map(s):
+    from sepsis_nb.stream.feed import feed_of
+    feed = feed_of(s.data.map)
+    return f'messages are read by the map {feed.name}' if feed else 'messages have names of our own'
 def _model(s):
     from sepsis_nb.model.follow import running
     from sepsis_nb.model.load import load_scorer
@@ -429,7 +433,7 @@ def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for check in _java, _jars, _disk, _private, _broker, _topics, _rows, _model:
+    for check in _java, _jars, _disk, _private, _map, _broker, _topics, _rows, _model:
         try: click.echo(printable(f'ok    {check.__name__[1:]}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise

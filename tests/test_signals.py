@@ -42,7 +42,8 @@ print(json.dumps([out, spec.digest, str(reference), feature_label('procalcitonin
 '''
 
 def run(code, tmp_path, own='', text=''):
-    env = {k:v for k,v in os.environ.items() if not k.startswith('SEPSIS_') or k == 'SEPSIS_PATHS_CACHE'} | dict(SEPSIS_PATHS_WORK=str(tmp_path))
+    env = {k:v for k,v in os.environ.items() if not k.startswith('SEPSIS_') or k == 'SEPSIS_PATHS_CACHE'}
+    env |= dict(SEPSIS_PATHS_WORK=str(tmp_path))
     if own: env['SEPSIS_DATA_SIGNALS'] = str(own)
     cmd = [sys.executable, '-c', code]
     return subprocess.run(cmd, input=text, capture_output=True, text=True, env=env, cwd=tmp_path)

@@ -18,7 +18,7 @@ from .policy import Policy, threshold_policy
 from .registry import DIGEST, PROVED, RegistryError, folder_digest
 from .risk import Calibration, TrainingRange, from_dict, to_dict
 from ..rows.onset import MOST_AFTER, MOST_BEFORE
-from ..rows.signals import SIGNALS, clean, signal_rows
+from ..rows.signals import clean, signal_rows
 
 # %% ../../nbs/model/60_contract.ipynb #d59bdf2f
 CONTRACT,FORMAT = 'contract.json', 1

@@ -16,6 +16,7 @@ from .contract import fitted_patients, spec_hash
 from .policy import Policy, apply_policy, new_policy_states
 from .risk import Calibration, TrainingRange, count_outside, names_outside
 from ..rows.labels import feature_label, feature_unit
+from ..rows.reference import beyond_one_stay, suspect_values
 from ..rows.signals import KNOWN, SHORT, signal_rows
 
 # %% ../../nbs/model/62_scorer.ipynb #4dfdcfa0
@@ -83,18 +84,21 @@ class Assessed(NamedTuple):
     indeterminate:np.ndarray # (n,) bool: the risk must not be used
     outside:np.ndarray       # (n,) bool: too many values outside the training range; indeterminate, too
     reasons:list             # n lists of texts, empty where there is nothing to report
+    suspect:int = 0          # Rows with a value whose unit is suspect
 @patch
-def assess(self:Scorer, X, out_of_range=None)->Assessed: # X: (n, features); out_of_range: (n, signals) bool
-    "Which rows are indeterminate, and why; `out_of_range` None: it is not known which values were"
+def assess(self:Scorer, X, out_of_range=None, suspect=None)->Assessed: # X: (n, features); others: (n, signals) bool
+    "Which rows are indeterminate, and why; `out_of_range`, `suspect` None: it is not known which values were"
     spec,limits,reasons = self.spec, self.training_range, [[] for _ in X]
     lacking,count,outside = _limits(spec, limits, X)
     for r,j in np.argwhere(() if out_of_range is None else out_of_range).tolist():
         reasons[r].append(f'out-of-range: {spec.signals[j]}')
+    for r,j in np.argwhere(() if suspect is None else suspect).tolist():
+        reasons[r].append(f'unit-suspect:{spec.signals[j]}')
     for r,j in np.argwhere(lacking).tolist(): reasons[r].append(f'missing: {spec.needs[j]}')
     for r in np.flatnonzero(outside).tolist():
         names = ', '.join(names_outside(limits, X[r], spec.names)[:3] + ['…']*(int(count[r]) > 3))
         reasons[r].append(f'outside-training: {count[r]} values, at most {limits.most_outside} expected ({names})')
-    return Assessed(lacking.any(1) | outside, outside, reasons)
+    return Assessed(lacking.any(1) | outside, outside, reasons, 0 if suspect is None else int(suspect.any(1).sum()))
 
 # %% ../../nbs/model/62_scorer.ipynb #e0204ed4
 class ScoredRows(NamedTuple):
@@ -119,9 +123,15 @@ def score_rows(self:Scorer, raw, time, beds:list)->ScoredRows: # raw: (n, signal
     "Score rows in their order of arrival; `beds`: `Beds` that together have each row once"
     spec,n = self.spec, len(raw)
     values,out_of_range = prepare(spec, raw)
+    beyond = beyond_one_stay(raw, spec.declared)
+    before = np.empty(raw.shape) if beyond.any() else None # the values that beds had before
     X,hour,stay = np.empty((n, len(spec.names)), spec.dtype), np.empty(n), np.empty(n, np.int64)
-    for b in beds: X[b.rows],hour[b.rows],stay[b.rows] = fold(spec, b.states, b.who, time[b.rows], values[b.rows])
-    P,quality,alert = self.predict(X), self.assess(X, out_of_range), np.zeros(n, bool)
+    for b in beds:
+        was = None if before is None else np.empty(values[b.rows].shape)
+        X[b.rows],hour[b.rows],stay[b.rows] = fold(spec, b.states, b.who, time[b.rows], values[b.rows], was)
+        if was is not None: before[b.rows] = was
+    suspect = None if before is None else suspect_values(raw, beyond, before, spec.declared)
+    P,quality,alert = self.predict(X), self.assess(X, out_of_range, suspect), np.zeros(n, bool)
     for b in beds:
         k = b.rows
         alert[k] = apply_policy(self.policy, b.policy_states, b.who, hour[k], stay[k], P[k,1], quality.indeterminate[k])

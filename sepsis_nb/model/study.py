@@ -116,11 +116,12 @@ class Logged(NamedTuple):
     why:str       # Why it moved or did not
 
 # %% ../../nbs/model/70_study.ipynb #8602eb03
-def version_notes(job, model, metrics, experiment, job_run): # metrics: from `evaluate`; ids of experiment and run
+def version_notes(job, model, metrics, experiment, job_run, rule): # metrics: from `evaluate`; ids of experiment and run
     "What MLflow's page of a registered version says of it, in Markdown"
     def figure(m): return f'{METRICS[m].label} {metrics.value[m]:.3f} [{metrics.lo[m]:.3f}, {metrics.hi[m]:.3f}]'
     figures = ', '.join(map(figure, ('utility', 'auroc', 'auprc')))
     return (f'{model} on {len(job.spec.names)} features ({job.spec.name}) of {data_name(job)}. '
+            f'It learned {rule_text(rule)}. '
             f'On held-out patients, with 95 % intervals: {figures}. [Report](#/experiments/{experiment}/runs/{job_run}'
             '/artifacts/report.html). Research software, not a medical device.')
 
@@ -151,7 +152,7 @@ def log_job(
         log_folds(best.folds)
         mlflow.set_tags({'champion':best.name, LABEL:rule_text(stays.rule)})
         for o in id, runs[best.name]: mlflow.MlflowClient().log_text(o, card, 'model_card.md')
-    notes = version_notes(job, best.name, best.metrics, experiment, id)
+    notes = version_notes(job, best.name, best.metrics, experiment, id, stays.rule)
     if not job.registers: return Logged(id, runs, best.name, *NOT_REGISTERED)
     evaluation = evaluation_of(job, stays.digest, stays.rule)
     placed = register(runs[best.name], best.name, best.metrics.value['utility'], evaluation, notes,

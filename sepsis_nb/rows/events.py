@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BLOCK', 'BATCH', 'Cells', 'text_blocks', 'Events', 'read_long']
 
-# %% ../../nbs/rows/16_events.ipynb #da6d6e1e
-import mmap, numpy as np, pandas as pd, pyarrow as pa
+# %% ../../nbs/rows/16_events.ipynb #ca596f45
+import numpy as np, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
 from numba import njit
 from pathlib import Path
@@ -19,7 +19,7 @@ from .times import times
 from .units import conversion
 from .wide import Part, category, described
 
-# %% ../../nbs/rows/16_events.ipynb #d3ba7f39
+# %% ../../nbs/rows/16_events.ipynb #5c15e508
 @njit(cache=True)
 def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again):
     "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, cells filled again"
@@ -55,16 +55,9 @@ def _rehash(slots, row_who, row_when, n):
         while slots[k]: k = (k+1) & mask
         slots[k] = r+1
 
-# %% ../../nbs/rows/16_events.ipynb #3be20744
-def _room(kind, *shape):
-    "An array of memory that is taken page by page, as it is written; numpy's own takes 2 MB at a time"
-    if not hasattr(mmap, 'MAP_NORESERVE'): return np.empty(shape, kind)
-    n = max(1, int(np.prod(shape)))*np.dtype(kind).itemsize
-    memory = mmap.mmap(-1, n, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
-    return np.frombuffer(memory, kind, int(np.prod(shape))).reshape(shape)
-
+# %% ../../nbs/rows/16_events.ipynb #fdaf3f0f
 def _grown(a, room): # the last axis
-    out = _room(a.dtype, *a.shape[:-1], room)
+    out = np.empty((*a.shape[:-1], room), a.dtype) # memory that is not written to is not taken
     out[...,:a.shape[-1]] = a
     return out
 
@@ -72,8 +65,8 @@ class Cells:
     "Rows by patient and time, filled event by event; `room`: about how many rows there will be"
     def __init__(self, signals:int, room:int):
         self.n,self.slots = 0, np.zeros(1, np.int32)
-        self.who,self.when = _room(np.int64, room), _room(np.int64, room)
-        self.x,self.again = _room(np.float64, signals, room), []
+        self.who,self.when = np.empty(room, np.int64), np.empty(room, np.int64)
+        self.x,self.again = np.empty((signals, room)), []
     def add(self, who, when, signal, x): # (n,) int64, int64, int32, float64
         "Take in some events"
         need = self.n+len(x)
@@ -96,7 +89,7 @@ class Cells:
         self.again = []
         return int(more.sum()+len(at))
 
-# %% ../../nbs/rows/16_events.ipynb #2adf3ca3
+# %% ../../nbs/rows/16_events.ipynb #6da75fbf
 BLOCK = 1 << 27 # bytes of a text file
 BATCH = 1 << 18 # events
 def text_blocks(path:Path, block=BLOCK):
@@ -116,7 +109,7 @@ def text_blocks(path:Path, block=BLOCK):
             row += raw.count(b'\n')
             if not head: head = b''.join(raw.splitlines(True)[:table.line-1])
 
-# %% ../../nbs/rows/16_events.ipynb #5d47dda6
+# %% ../../nbs/rows/16_events.ipynb #44258f49
 def _at(t, names, where):
     "Field to column of a file; `ValueError` for one that is not there"
     keys = {name_key(n):n for n in names}
@@ -143,7 +136,7 @@ def _typed(table, t, known): # known: of `places`
             x[rows] = category(col, c, part)
     return text.assign(value=x, row=row)
 
-# %% ../../nbs/rows/16_events.ipynb #6f36240f
+# %% ../../nbs/rows/16_events.ipynb #1f3b2be6
 def _sql(text): return "'" + str(text).replace("'", "''") + "'"
 def _column(name): return '"' + str(name).replace('"', '""') + '"'
 _DURATION = dict(s=3600, ms=3600e3, us=3600e6, ns=3600e9) # in an hour
@@ -167,7 +160,7 @@ def _expressions(path, t):
     dated = 'time' in at and (kind.is_timestamp(of('time')) or kind.is_date(of('time')))
     return out | dict(row='file_row_number+1'), dated
 
-# %% ../../nbs/rows/16_events.ipynb #98e33a91
+# %% ../../nbs/rows/16_events.ipynb #b037f547
 def _connect(folder, memory_gb):
     import duckdb
     con = duckdb.connect()
@@ -184,7 +177,7 @@ def _staged(paths, t, known, folder):
             _typed(table, t, known).to_parquet(out[-1][0], index=False, compression='lz4')
     return out
 
-# %% ../../nbs/rows/16_events.ipynb #a7445d60
+# %% ../../nbs/rows/16_events.ipynb #b64f4444
 class Events:
     "The files of one long table, open in the engine"
     def __init__(self, paths:list, t:TableMap, folder, memory_gb=1.): # folder: for what does not fit into memory
@@ -215,7 +208,7 @@ class Events:
             o = self.ask(f'SELECT row, code FROM {self.scan([file])} WHERE {wrong} ORDER BY row LIMIT 1')
             if o: raise ValueError(f"{path.name} row {o[0][0]} (code '{o[0][1]}'): {problem}")
 
-# %% ../../nbs/rows/16_events.ipynb #5a70bb55
+# %% ../../nbs/rows/16_events.ipynb #e6334793
 @patch
 def survey(self:Events):
     "Rows of the table of columns, what to read by code and unit, notes; `ValueError` for an unknown unit"
@@ -250,7 +243,7 @@ def _notes(where, left, empty, kept):
          ('event of a known code without a value', empty, 0, where, 'left out')]
     return [n for n in o if n[1]]
 
-# %% ../../nbs/rows/16_events.ipynb #5d187bc1
+# %% ../../nbs/rows/16_events.ipynb #42fa8230
 def _texts(ev, field): # of a column of text
     "Its different texts in the order met, as a `Table` that knows their rows"
     o = ev.frame(f'SELECT {field}, arg_min(row, (filename, row)) AS row, min((filename, row)) AS met FROM {ev.scan()} '
@@ -290,7 +283,7 @@ def put(self:Events, name, df): # as a table of the engine
     self.con.execute(f'CREATE OR REPLACE TEMP TABLE {name} AS SELECT * FROM given')
     self.con.unregister('given')
 
-# %% ../../nbs/rows/16_events.ipynb #b2d286c1
+# %% ../../nbs/rows/16_events.ipynb #165f070a
 @patch
 def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a condition
     "SQL of the known events of some files, with a time or without: who, stamp, signal, x"
@@ -316,7 +309,7 @@ def named(self:Events, who): # who: int64 of the engine
     return self.ids[who] if self.ids is not None else ids(pd.Series(who, name=self.t.patient),
                                                           Table(pd.DataFrame(), self.where)).to_numpy()
 
-# %% ../../nbs/rows/16_events.ipynb #eae548f9
+# %% ../../nbs/rows/16_events.ipynb #a8d3dd98
 def _as_text(code, names): # (n,) index into names
     "A column of text"
     a = pa.DictionaryArray.from_arrays(pa.array(code.astype('int32')), pa.array(names, pa.large_string()))
@@ -365,7 +358,7 @@ def persons(self:Events):
     def of(k): return ids(o[k].rename(getattr(self.t, k)), Table(o, self.where))
     return Part(pd.DataFrame(dict(patient_id=of('patient'), person_id=of('person'))), [], [])
 
-# %% ../../nbs/rows/16_events.ipynb #fb5023fd
+# %% ../../nbs/rows/16_events.ipynb #a4cb2885
 @patch
 def portions(self:Events, most): # most: events
     "Patients by portions of about so many events, as (files, SQL of a condition)"

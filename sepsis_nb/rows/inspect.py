@@ -68,7 +68,7 @@ def signal_table(source)->pd.DataFrame:
             unlike=bool(q[1] < ref[0] or q[1] > ref[2])))
     return pd.DataFrame(rows, columns=FIELDS)
 
-# %% ../../nbs/rows/21_inspect.ipynb #58000598
+# %% ../../nbs/rows/21_inspect.ipynb #e0757a76
 class Inspection(NamedTuple):
     "What was understood of a source"
     facts:pd.Series        # Text by fact
@@ -88,7 +88,8 @@ def _span(mid, low, high): return '–' if np.isnan(mid) else f'{_number(mid)} (
 def _unit_text(o):
     own = SIGNALS[o.signal].unit
     if o.converted: return f'{own}, from {o.unit if o.unit != own else "°F"}'
-    return own if o.given or own in ('1', '0/1') else f'{own}, assumed'
+    sole = all(how == (1, 0) for how in SIGNALS[o.signal].units.values()) or own == 'h' # nothing else could be meant
+    return own if o.given or sole else f'{own}, assumed'
 
 def signals_text(signals:pd.DataFrame)->pd.DataFrame: # signals: from `signal_table`
     "The table of signals as a person reads it, one line each"

@@ -59,8 +59,9 @@ def rules_differ(rule:LabelRule, other:LabelRule)->str: # of the training and of
     "That labels of two data sets mean different things, in words; empty where they do not"
     if rule == other: return ''
     return (f'The labels do not mean the same. Training: {rule_text(rule)}. External: {rule_text(other)}. '
-            'Utility, lead time and sensitivity are measured from onset in both and compare; AUROC, AUPRC, F1, Brier '
-            'score and calibration are of the label itself, so a part of their difference is that of the labels.')
+            'Utility, lead time and sensitivity count from onset, over the hours that exist, and compare; AUROC, '
+            'AUPRC, F1, Brier score and calibration are of the label itself: a part of their difference is that of '
+            'the labels.')
 
 # %% ../../nbs/rows/17_onset.ipynb #c94df358
 def declare_rule(df:pd.DataFrame, rule:LabelRule)->pd.DataFrame: # df: tidy

@@ -130,6 +130,7 @@ def is_own(s:Signal)->bool:
 
 def signals_of(signals)->tuple: # names, or `Signal`s
     "`Signal`s by name; those that are given stay"
+    if signals and type(signals[0]) is Signal: return signals # of each message of the stream
     return tuple(s if isinstance(s, Signal) else SIGNALS[s] for s in signals)
 
 # %% ../../nbs/rows/10_signals.ipynb #29ebfaaf
