@@ -1117,6 +1117,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sepsis_nb.rows.draft._table_text': ('rows/draft.html#_table_text', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._time_lines': ('rows/draft.html#_time_lines', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._unlike': ('rows/draft.html#_unlike', 'sepsis_nb/rows/draft.py'),
+                                      'sepsis_nb.rows.draft._unreadable': ('rows/draft.html#_unreadable', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft._with_codes': ('rows/draft.html#_with_codes', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft.draft_map': ('rows/draft.html#draft_map', 'sepsis_nb/rows/draft.py'),
                                       'sepsis_nb.rows.draft.draft_source': ('rows/draft.html#draft_source', 'sepsis_nb/rows/draft.py'),
