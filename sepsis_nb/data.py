@@ -20,14 +20,14 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
-from .rows.maps import assign, load_map, recognise
+from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
-from .rows.wide import COLUMNS
+from .rows.wide import COLUMNS, described
 
 # %% ../nbs/00_data.ipynb #705fb538
 log = logging.getLogger(__name__)
@@ -196,15 +196,16 @@ def _check_sets(given, parts):
         if x & y: raise ValueError(f'{a} and {b} both have the stay {min(x & y)}; give each stay a name of its own')
 
 def _read_own(given, columns):
-    "Files under names of our own as one raw tidy frame, and notes"
+    "Files under names of our own as one raw tidy frame, notes, and the table of their columns"
     parts,notes = zip(*(_read_one(p, columns) for p in given))
     notes = [n for more in notes for n in more]
-    if len(parts) == 1: return parts[0], notes
+    told = pd.DataFrame([o for p,df in zip(given, parts) for o in _own_columns(p, df, columns)], columns=COLUMNS)
+    if len(parts) == 1: return parts[0], notes, told
     _check_sets(given, parts)
     kinds = {str(p.time.dtype) if 'time' in p else 'none' for p in parts}
     if len(kinds) > 1: raise ValueError(
         f"{', '.join(map(str, given))}: times of different kinds ({', '.join(sorted(kinds))}); read them apart")
-    return pd.concat(parts, ignore_index=True), notes
+    return pd.concat(parts, ignore_index=True), notes, told
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
@@ -242,23 +243,26 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
 
 
 # %% ../nbs/00_data.ipynb #aef631f6
-def _own_columns(df, where):
-    "The table of columns of rows under names of our own"
-    of = {c:s.name for s in SIGNALS.values() for c in s.codes if c == s.name or c not in SIGNALS}
-    signals = [of.get(c, '') for c in df]
-    what = [{'patient_id':'patient'}.get(c, c) if not s else '' for c,s in zip(df, signals)]
-    return pd.DataFrame(dict(file=where, column=list(df), signal=signals, given=False, factor=1., zero=0., what=what,
-        unit=[SIGNALS[s].unit if s else '' for s in signals], values=df.notna().sum().to_numpy()))[list(COLUMNS)]
-
-def _is_challenge(given, df): # its units are part of its layout
-    return set(CHALLENGE) <= set(df) and all(str(p) == 'sample' or ending(p) not in ENDINGS or ending(p) == '.psv'
-                                             for p in given)
+def _own_columns(path, df, columns): # df: what was read of it
+    "Rows of the table of columns of a file, or a set, under names of our own"
+    path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
+    rows = not path.is_dir() and SOURCES[ending(path)][1] is _read_rows
+    layout = set(CHALLENGE) <= set(df) # which says the units
+    for own in head_columns(path) if rows else df:
+        name = (columns or {}).get(own, _column(own))
+        n = int(df[name].notna().sum()) if name in df else len(df)
+        if s := _OF_CODE.get(name):
+            unit = header_unit(own)[1] if rows else ''
+            yield described(path.name, own, Column(s.name, own), unit or s.unit*layout, values=n)
+        else:
+            what = {'patient_id':'patient'}.get(name, name) if name in df else 'unknown' if name else 'ignored'
+            yield described(path.name, own, what=what, values=n)
 
 def _in_known_units(source:Source)->Source:
     "The same with findings for columns unlike the unit that was said; `ValueError` if none was, and another would fit"
     df,notes,stays = source.df, [], pd.factorize(source.df.patient_id)[0]
     for o in source.columns.drop_duplicates('signal').query("signal != '' and values > 0").itertuples():
-        x = df[o.column if o.column in df else o.signal].to_numpy(float)
+        x = df[o.signal].to_numpy(float)
         said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.given)
         notes += [('values unlike their unit', int((~np.isnan(x)).sum()), 0, f'{o.file}: {o.column}', said)]*bool(said)
     return replace(source, notes=pd.concat([source.notes, noted(notes)], ignore_index=True)) if notes else source
@@ -277,9 +281,8 @@ def read_source(
     with TemporaryDirectory() as folder:
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
         if m: return _in_known_units(read_mapped(found, m))
-    df,notes = _read_own(given, columns)
-    source = Source(df, _own_columns(df, ', '.join(str(p) for p in given)), CHALLENGE_RULE, noted(notes))
-    return source if _is_challenge(given, df) else _in_known_units(source)
+    df,notes,told = _read_own(given, columns)
+    return Source(df, told, CHALLENGE_RULE, noted(notes))
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"

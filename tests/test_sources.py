@@ -208,3 +208,11 @@ def test_a_draft_of_a_long_table_is_a_map(tmp_path):
 def test_map_names_the_built_in_map_that_reads_a_source():
     out = run('map', SAMPLE_EICU)
     assert 'The built-in map yaib reads these files by itself' in out.stdout and 'fio2' in out.stdout
+
+def test_inspect_of_own_names_tells_the_header(tmp_path):
+    "What the header says of a unit, and what was not read"
+    (tmp_path/'ward.csv').write_text('patient_id,time,Glucose [mmol/L],Lactate,bed\n7,0,5.5,1.1,4\n7,1,6.1,,4\n')
+    s = read_source(tmp_path/'ward.csv')
+    assert told(s) == dict(Glucose=('mmol/L', True), Lactate=('mmol/L', False))
+    found = inspect_source(s)
+    assert list(found.left.column) == ['bed'] and found.signals.converted.tolist() == [True, False]

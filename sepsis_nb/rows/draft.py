@@ -6,7 +6,7 @@
 __all__ = ['COUNTS', 'PARTS', 'MOST_FILES', 'MOST_ROWS', 'LARGE', 'word_key', 'Meaning', 'meanings', 'read_name', 'Entry',
            'unit_fits', 'signal_lines', 'sex_line', 'parts', 'draft_map', 'look', 'draft_source']
 
-# %% ../../nbs/rows/22_draft.ipynb #9cde99e2
+# %% ../../nbs/rows/22_draft.ipynb #027e95e7
 import csv, json, numpy as np, os, pandas as pd, re, unicodedata
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from .maps import recognise
 from .reference import reference, score
 from .signals import SIGNALS, known_by
-from .tables import ENDINGS, Table, ending, members, parse_table, read_table
+from .tables import ENDINGS, Table, ending, members, numbers, parse_table, read_table
 from .times import times
 from .units import header_unit, to_canonical, unit_key
 
@@ -170,7 +170,7 @@ def _long(df, found, words):
     if not known and df[code].nunique() > len(df)/4: return None
     return dict(code=code, value=value) | ({'unit':found['unit'][0]} if found['unit'] else {})
 
-# %% ../../nbs/rows/22_draft.ipynb #e1061011
+# %% ../../nbs/rows/22_draft.ipynb #86460ef0
 def _code_lines(df, long, words):
     "Lines of the codes of a long table, and the codes that nobody knows"
     lines,stray = [], []
@@ -187,16 +187,24 @@ def _code_lines(df, long, words):
             lines.append([o._replace(unit='') if in_column and o.sure else o for o in made])
     return lines, stray
 
-def _column_lines(df, used, words):
+def _unreadable(col, table):
+    "Why a column is none of numbers; '': it is"
+    try: numbers(col, table)
+    except ValueError as e: return str(e).replace('\n', ' ')
+    return ''
+
+def _column_lines(table, used, words):
     "Lines of the columns of a wide table, and the columns that nobody knows"
-    lines,stray = [], []
+    lines,stray,df = [], [], table.df
     for c in df:
         if c in used: continue
         m,unit = read_name(c, words)
         m = m._replace(of=tuple(s for s in m.of if s in SIGNALS))
         if not m.of: stray.append(c)
         elif m.of == ('Gender',): lines.append([sex_line(c, df[c])])
-        else: lines.append(signal_lines(c, _floats(df[c]), unit, m))
+        else:
+            wrong,made = _unreadable(df[c], table), signal_lines(c, _floats(df[c]), unit, m)
+            lines.append([o._replace(sure=False, note=wrong) for o in made] if wrong else made)
     return lines, stray
 
 # %% ../../nbs/rows/22_draft.ipynb #22c40204
@@ -233,7 +241,7 @@ def _time_lines(table, found, who):
     if who and not table.df[who[0]].duplicated().any(): return [], 0 # values of the patient as a whole
     return ['# time = ""  # which column is the time of the row?'], 1
 
-# %% ../../nbs/rows/22_draft.ipynb #3709274e
+# %% ../../nbs/rows/22_draft.ipynb #3da1260b
 def _stray_line(stray, what):
     "What nobody knows, as a comment"
     if not stray: return []
@@ -259,7 +267,7 @@ def _table_text(glob, table, many, words):
         out.append(f'{mark} = {_quote(found[mark][0])}')
         used.add(found[mark][0])
     if long: out += [f'{k} = {_quote(v)}' for k,v in long.items()]
-    lines,stray = _code_lines(df, long, words) if long else _column_lines(df, used, words)
+    lines,stray = _code_lines(df, long, words) if long else _column_lines(table, used, words)
     signals,n = _signal_table(lines)
     out += _stray_line(stray, 'codes' if long else 'columns')
     return [*out, *signals], open_+n, bool(mark)
