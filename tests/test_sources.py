@@ -50,7 +50,12 @@ h1,2025-01-31 13:00:00+00:00,2025-01-31 14:00:00+00:00,ph_arterial,7.31,(no unit
 h2,2025-02-01 07:00:00+00:00,2025-02-01 08:00:00+00:00,poc_lactate,2.2,mmol/L,plasma_blood
 '''.replace('REST', 'reference_unit,lab_specimen_category'),
     clif_hospitalization='hospitalization_id,patient_id,age_at_admission\nh1,p1,71\nh2,p2,55\n',
-    clif_patient='patient_id,sex_category\np1,female\np2,unknown\n')
+    clif_patient='patient_id,sex_category\np1,female\np2,unknown\n',
+    clif_respiratory_support='hospitalization_id,recorded_dttm,fio2_set\nh1,2025-01-31 13:00:00+00:00,0.4\n',
+    clif_output='''hospitalization_id,recorded_dttm,output_group,output_value,output_unit
+h1,2025-01-31 14:00:00+00:00,urine,120,mL
+h1,2025-01-31 14:00:00+00:00,urine,1,occurrences
+''')
 
 def test_clif(tmp_path):
     "A result counts when it is known, urine is no blood, and troponin is in ng/L"
@@ -61,6 +66,7 @@ def test_clif(tmp_path):
     np.testing.assert_allclose(h1.Creatinine, [np.nan, 1.4])
     np.testing.assert_allclose(h1.TroponinI, [np.nan, .04])
     np.testing.assert_allclose(h1.pH, [np.nan, 7.31])
+    np.testing.assert_allclose(h1[['FiO2', 'Urine']], [[.4, np.nan], [np.nan, 120]])
     assert df.Lactate['h2'] == 2.2 and list(df.Age) == [71, 71, 55] and list(df.Gender)[:2] == [0, 0]
     assert np.isnan(df.Gender['h2']) and 'label' not in df
     assert s.df.time[0] == pd.Timestamp('2025-01-31 13:00')
