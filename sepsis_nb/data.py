@@ -24,7 +24,8 @@ from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
-from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table, ids, members, numbers, parse_table, read_table, refuse
+from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
+from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS, described

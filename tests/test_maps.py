@@ -141,7 +141,8 @@ def test_order_of_events_does_not_matter(tmp_path):
     rng = np.random.default_rng(0)
     n = 3000
     e = pd.DataFrame(dict(stay=rng.integers(0, 30, n).astype('str'), t=rng.integers(0, 40, n).astype(float),
-                          what=rng.choice(['hr', 'lac'], n), x=rng.integers(1, 99, n).astype(float)))
+                          what=rng.choice(['hr', 'lac'], n)))
+    e['x'] = np.where(e.what == 'hr', rng.integers(60, 99, n), rng.integers(5, 40, n)/10)
     m = tmp_path/'m.toml'
     m.write_text('[[table]]\nlayout="long"\npatient="stay"\ntime="t"\ntime_as="hours"\ncode="what"\nvalue="x"\n'
                  'signals={HR="hr", Lactate="lac"}')

@@ -112,7 +112,7 @@ def test_endings(ward, name):
 @pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16', 'utf-32', 'cp1252', 'latin-1'])
 def test_encodings(ward, encoding):
     got = read(ward(monitor(ROW.replace('007', 'Jörg'),
-                            head=HEAD.replace('_Result,', '_Result (°F),')).encode(encoding)))
+                            head=HEAD.replace('MDC_TEMP_Result', 'MDC_TEMP_Result (°F)')).encode(encoding)))
     assert got.patient_id[0] == 'Jörg' and got.MDC_TEMP_Result[0] == 98.4
 
 @pytest.mark.parametrize('encoding,words', [('cp850', 'byte 0x94 is not UTF-8'),

@@ -17,7 +17,7 @@ from ..data import read_source
 from ..features import FeatureSpec, fold_table, missing_needs
 from .cohort import in_force
 from ..rows.findings import data_digest, findings
-from ..rows.onset import CHALLENGE_RULE, LabelRule, declared_rule, label_findings
+from ..rows.onset import ASSUMED, CHALLENGE_RULE, LabelRule, declared_rule, label_findings
 from ..rows.signals import KNOWN, hours, signal_rows
 from ..settings import private_folder
 
@@ -136,6 +136,7 @@ def load_stays(
     check_memory(len(df), spec)
     s = table_stays(df, spec, None, data_digest(raw), left, cache, rule or source.rule)
     found = findings(raw, source.notes)
+    if rule: found = found[found.finding != ASSUMED]
     s = replace(s, findings=pd.concat([found, _label_findings(raw, s)], ignore_index=True))
     if missing_needs(spec, s.X).any(1).all(): raise ValueError(
         f"{data}: no row has what spec {spec.name} needs ({', '.join(spec.needs)}); "
