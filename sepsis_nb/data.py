@@ -95,7 +95,7 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
-    elif 'ICULOS' in df: out['time'] = numbers(col('ICULOS'), table)
+    elif 'ICULOS' in df: out['time'] = times(col('ICULOS'), table, 'hours')
     notes = list(table.notes)
     for c in df:
         if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
@@ -145,10 +145,23 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
     parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
     return pd.concat([df for df,_ in parts], ignore_index=True), [n for _,notes in parts for n in notes]
 
-def _read_set(path, columns):
+def _stacked(parts, where): # parts: [(frame, notes)]
+    "Frames below each other, and their notes; `ValueError` for times of different kinds"
+    frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]
+    kinds = {str(df.time.dtype) if 'time' in df else 'none' for df in frames}
+    if len(kinds) > 1: raise ValueError(
+        f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
+    return (pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]), notes
+
+def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
+    one = ending(path) == '.psv' and path.is_file()
+    found = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)] if one else members(path)
+    stays,tables = ([o for o in found if (ending(o.name) == '.psv') == k] for k in (True, False))
+    if tables and not stays: return _stacked([_read_rows(o, columns) for o in tables], path)
     if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
-    one = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)]
-    return _read_stays(one if ending(path) == '.psv' else members(path, ('.psv',)), path)
+    df,notes = _read_stays(stays, path)
+    left = ', '.join(o.name for o in tables[:8])
+    return df, [*notes, *[('files not read', 0, 0, left, 'they are no psv files; read them apart')]*bool(tables)]
 
 # %% ../nbs/00_data.ipynb #11b97e38
 def _joined(stays, raws):
@@ -174,7 +187,8 @@ def _read_stay(raw, o): # one stay
 SAMPLE = files('sepsis_nb').joinpath('sample', 'challenge2019_sample.parquet') # see `build_sample`
 # ending of a path, or `folder`, to what it holds and its reader (path and `columns` to raw tidy frame and notes)
 SOURCES = {o:('rows of many patients', _read_rows) for o in ENDINGS if not o.startswith('.psv')} | {
-    '.psv':('one stay of the Challenge', _read_set), '.zip':('psv files', _read_set), 'folder':('psv files', _read_set)}
+    '.psv':('one stay of the Challenge', _read_set), '.zip':('of such files', _read_set),
+    'folder':('of such files', _read_set)}
 
 # %% ../nbs/00_data.ipynb #d6f59f36
 def _read_one(path, columns):
@@ -189,22 +203,17 @@ def _read_one(path, columns):
 
 def _check_sets(given, parts):
     "`ValueError` for a stay that two of the sets have, whose file name is all that tells it"
-    sets = [(p, set(df.patient_id.unique())) for p,df in zip(given, parts) if str(p) != 'sample'
-            and SOURCES.get(ending(p), SOURCES['folder'])[1] is _read_set]
+    sets = [(p, set(df.patient_id.unique())) for p,(df,_) in zip(given, parts) if set(CHALLENGE) <= set(df)
+            and str(p) != 'sample' and SOURCES.get(ending(p), SOURCES['folder'])[1] is _read_set]
     for (a,x),(b,y) in combinations(sets, 2):
         if x & y: raise ValueError(f'{a} and {b} both have the stay {min(x & y)}; give each stay a name of its own')
 
 def _read_own(given, columns):
     "Files under names of our own as one raw tidy frame, notes, and the table of their columns"
-    parts,notes = zip(*(_read_one(p, columns) for p in given))
-    notes = [n for more in notes for n in more]
-    told = pd.DataFrame([o for p,df in zip(given, parts) for o in _own_columns(p, df, columns)], columns=COLUMNS)
-    if len(parts) == 1: return parts[0], notes, told
+    parts = [_read_one(p, columns) for p in given]
     _check_sets(given, parts)
-    kinds = {str(p.time.dtype) if 'time' in p else 'none' for p in parts}
-    if len(kinds) > 1: raise ValueError(
-        f"{', '.join(map(str, given))}: times of different kinds ({', '.join(sorted(kinds))}); read them apart")
-    return pd.concat(parts, ignore_index=True), notes, told
+    told = [o for p,(df,_) in zip(given, parts) for o in _own_columns(p, df, columns)]
+    return *_stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package

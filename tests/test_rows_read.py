@@ -56,7 +56,11 @@ REFUSED = {
                   "column Patient ID: '1.23457E+11' is a number that a spread"),
     'id through a float':(monitor(ROW.replace('007', '7.0')),
                           "'7.0' went through a program that takes ids for numbers"),
-    'bell in an id':(monitor(ROW.replace('007', 'a\x07')), 'holds a character that cannot be seen'),
+    'bell in an id':(monitor(ROW.replace('007', 'a\x07')), r"'a\x07' holds a character that cannot be seen"),
+    'end of file of DOS':(monitor(ROW)+'\x1a', r"ward.csv row 3 has 1 cells, the header has 6: '\x1a'"),
+    'id as a formula':(monitor(ROW.replace('007', '="007"')), """Patient ID: '="007"' is a formula of a spreadsheet"""),
+    'hours since 1970':('patient_id,ICULOS,HR\np1,1738331100,80\n',
+                        "row 2 column ICULOS: '1738331100' is more than 1e+07"),
     'no time at all':(monitor(ROW.replace('2025-01-31 13:45:00', 'noon')),
                       "column Result Time: 'noon' is not a date and time"),
     'time cut short':(monitor(ROW.replace('13:45:00', '13:4')), "'2025-01-31 13:4' is not a date and time"),
@@ -206,6 +210,16 @@ def test_rubbish_beside_stays(ward, tmp_path):
                                                                                                               name)
     assert read(tmp_path/'set').patient_id.tolist() == ['P1']*2 + ['p2']*2
     assert len(read(ward(WHOLE, 'ward.zip'))) == 2
+
+def test_tables_in_a_set(ward, tmp_path, caplog):
+    for name,who in (('a.csv', '7'), ('sub/b.tsv', '8'), ('LICENSE.txt', 'Some words'), ('SHA256SUMS.txt', 'x')):
+        ward(monitor(ROW.replace('007', who)) if who.isdigit() else who, f'set/{name}')
+    assert read(tmp_path/'set').patient_id.tolist() == ['7', '8']
+    ward(stay(80), 'set/p1.psv')
+    with caplog.at_level(logging.WARNING): assert read(tmp_path/'set').patient_id.tolist() == ['p1']
+    assert 'files not read' in caplog.text and 'a.csv, sub/b.tsv' in caplog.text
+    ward('Some words', 'other/words.txt')
+    with pytest.raises(ValueError, match="words.txt row 1: the header 'Some words' has one"): read(tmp_path/'other')
 
 def test_stay_in_two_sets(ward, tmp_path):
     ward(stay(80), 'a/p1.psv'), ward(stay(81), 'b/p1.psv')
@@ -414,3 +428,14 @@ def test_every_way_of_writing_gives_the_same_rows(sep, decimal, encoding, end):
     assert t.decimal == decimal and t.df.id.tolist() == df.id.tolist() and set(t.df.note) == {'süß, "5 µg"'}
     for c in 'HR', 'Temp': np.testing.assert_array_equal(numbers(t.df[c], t), df[c])
     assert times(t.df.when, t).tolist() == df.when.tolist()
+
+def test_cut_stay_is_found_in_a_set_as_alone(ward, tmp_path):
+    text = stay(80, 81)
+    ward(stay(80, 82), 'set/p1.psv')
+    def outcome(*paths):
+        try: return read(paths).iloc[:,1:].fillna(-9).to_numpy().tolist()
+        except ValueError as e: return str(e).partition('.psv ')[2]
+    for k in range(len(text)-len(text.splitlines()[-1])-2, len(text)+1, 7):
+        path = ward(text[:k], 'set/p2.psv')
+        together,apart = outcome(tmp_path/'set'), outcome(path)
+        assert together[2:] == apart if isinstance(together, list) else together == apart, k

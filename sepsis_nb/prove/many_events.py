@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['WAYS', 'event_codes', 'make_events', 'measure_reading']
 
-# %% ../../nbs/prove/41_events.ipynb #32ec8395
+# %% ../../nbs/prove/41_events.ipynb #0bcd61f6
 import json, numpy as np, pyarrow as pa, subprocess, sys
 from pathlib import Path
 from pyarrow import parquet
 from ..rows.maps import built_in, places
 
-# %% ../../nbs/prove/41_events.ipynb #67e5d12b
+# %% ../../nbs/prove/41_events.ipynb #2d5313d0
 def event_codes(n=30)->list:
     "Codes that the map `meds` knows, of different signals"
     one = {c.signal:code for code,c in places(built_in()['meds'].tables[0]).items() if code.startswith('LOINC//')}
@@ -28,9 +28,10 @@ def make_events(path:Path, n:int, first=0, per_hour=10, seed=42): # first: numbe
         code=names.cast(pa.string()), numeric_value=rng.normal(80, 10, rows*per_hour).round(2),
         unit=pa.nulls(rows*per_hour, pa.string()))), path, row_group_size=1_000_000)
 
-# %% ../../nbs/prove/41_events.ipynb #f5a72112
-_HEAD = """import json, resource, sys, time
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e3
+# %% ../../nbs/prove/41_events.ipynb #0992dc03
+_HEAD = """import json, sys, time
+def peak(): # since this program began; `resource` counts what its parent held, too
+    with open('/proc/self/status') as f: return int(next(o for o in f if o.startswith('VmHWM')).split()[1])/1e3
 def done(shape, size): print(json.dumps(dict(seconds=time.perf_counter()-began, rows=shape[0], signals=shape[1],
                                              table_mb=size/1e6, before_mb=before, peak_mb=peak())))
 """

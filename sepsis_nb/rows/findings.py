@@ -8,6 +8,7 @@ __all__ = ['MOST_APART_H', 'FINDING', 'log', 'noted', 'findings', 'warn', 'data_
 # %% ../../nbs/rows/20_findings.ipynb #c255404e
 import hashlib, logging, numpy as np, pandas as pd, re
 from itertools import chain
+from unicodedata import normalize
 from .signals import SIGNALS, clean, hours, signal_rows
 from .times import GAP_H
 
@@ -18,9 +19,10 @@ def _signal_checks(df):
         own = [c for c in o.codes if c in df and (c == s or c not in SIGNALS)] # HR may stand in for Pulse
         if not own: continue
         rows,converted,wrong = (x[:, 0] for x in clean(signal_rows(df[own], (s,)), (s,)))
-        if converted.any(): yield (
-            'temperature in mixed units', min(~np.isnan(rows) & ~converted, converted, key=np.sum),
-            'each value is converted by its own range; check the export')
+        if converted.any():
+            rarer = min(~np.isnan(rows) & ~converted, converted, key=np.sum)
+            yield 'temperature in mixed units', rarer, 'each value is converted by its own range; check the export'
+            if not rarer.any(): yield 'temperature in °F', converted, 'converted to °C, as its range tells'
         span = f'{o.lo:g} to {o.hi:g} {o.unit}'
         yield f'{s} out of range', wrong, f'taken for missing: not within {span}; if there are many, check the unit'
 
@@ -46,7 +48,7 @@ def _time_checks(df, who, repeated):
     if far: yield (f'rows {np.median(known):.3g} h apart', step > 0, 'is the time in hours? Declare time_as in the map')
 
 # %% ../../nbs/rows/20_findings.ipynb #01fb028e
-def _plain_id(text): return re.sub(r'(?<!\d)0+(?=\d)|\s', '', text.casefold())
+def _plain_id(text): return re.sub(r'(?<!\d)0+(?=\d)|\s', '', normalize('NFKC', text).casefold())
 def _patient_checks(df, who, ids): # who: (n,) codes; ids: patient of each code
     "(finding, rows concerned, advice) of patients and labels"
     yield ('stay of one row', np.bincount(who)[who] == 1, 'it has no course; does each row have an id of its own?')

@@ -28,9 +28,10 @@ class Table(NamedTuple):
     notes:tuple = ()     # Rows for `findings`, (finding, rows, stays, first, advice): what was assumed
     def row(self, i): return self.line+i if self.rows is None else int(self.rows[i])
 
+def _shown(text): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 def cell(table:Table, col, i):
     "A cell for a message: where it stands, and what stands there"
-    shown = f'{v:g}' if isinstance(v := col.iloc[i], (float, np.number)) else f"'{v}'"
+    shown = f'{v:g}' if isinstance(v := col.iloc[i], (float, np.number)) else f"'{_shown(v)[:80]}'"
     return f'{table.where} row {table.row(i)} column {col.name}: {shown}'
 
 def refuse(
@@ -85,7 +86,7 @@ def _count(line, sep):
 def _separator(head, body, table): # body: the first lines below
     "The character between cells; `ValueError` names the kinds that it could be"
     kinds = [s for s in SEPARATORS if s in re.sub('"[^"]*"', '', head)]
-    header = f"{table.where} row {table.line-1}: the header '{head[:80]}'"
+    header = f"{table.where} row {table.line-1}: the header '{_shown(head[:80])}'"
     if not kinds: raise ValueError(
         f'{header} has one cell; expected names with {", ".join(SEPARATORS.values())} between them')
     if len(kinds) == 1: return kinds[0]
@@ -100,12 +101,12 @@ def _check_rows(lines, names, sep, table): # table: for messages
     for i,line in enumerate(lines):
         if not line: continue
         at = f'{table.where} row {table.line+i}'
-        if line.count('"') % 2: raise ValueError(f"{at}: a quote is not closed on its line, '{line[-60:]}'; "
+        if line.count('"') % 2: raise ValueError(f"{at}: a quote is not closed on its line, '{_shown(line[-60:])}'; "
             'close it, and write no line break inside a cell')
         try: n = len(_cells(line, sep)) if '"' in line else line.count(sep)+1
-        except csv.Error: raise ValueError(f"{at}: text stands behind a closing quote, '{line[:60]}'; "
+        except csv.Error: raise ValueError(f"{at}: text stands behind a closing quote, '{_shown(line[:60])}'; "
             'write a quote inside a quoted cell as ""') from None
-        if n != len(names): raise ValueError(f"{at} has {n} cells, the header has {len(names)}: '{line[:60]}'; "
+        if n != len(names): raise ValueError(f"{at} has {n} cells, the header has {len(names)}: '{_shown(line[:60])}'; "
             + ('name each column, and quote a cell that holds the separator' if n > len(names) else
                'complete the row, or export the file again if it was cut short'))
 
@@ -114,7 +115,7 @@ _CUT = re.compile(r'[-+.,:/]|\d[eE]')
 def check_end(line:str, sep:str, at:int, table:Table)->tuple: # line: the last of the file, in row `at`
     "A note for a file without a line end; `ValueError` if it is surely cut short"
     if line.endswith(sep) or _CUT.fullmatch(line[-1:]) or _CUT.fullmatch(line[-2:]): raise ValueError(
-        f"{table.where} row {at}: the file ends within a row, '{line[-60:]}'; "
+        f"{table.where} row {at}: the file ends within a row, '{_shown(line[-60:])}'; "
         'export it again, with a line end at its end')
     return _note('file without a line end', 1, f'{table.where} row {at}',
                  'its last value may be cut short, which cannot be told; compare it with the source')
@@ -254,6 +255,7 @@ def numbers(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under 
 # %% ../../nbs/rows/13_tables.ipynb #becf10bb
 _DAMAGED = {r'^-?\d([.,]\d+)?[eE]\+\d+$':'is a number that a spreadsheet has rounded',
             r'^-?\d+[.,]0+$':'went through a program that takes ids for numbers',
+            r'^=':'is a formula of a spreadsheet',
             r'^#(N/A|NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|#+)$':'is an error of a spreadsheet'}
 _HIDDEN = r'[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}]'
 def _check_ids(a, col, table):
@@ -341,7 +343,11 @@ class Member(NamedTuple):
     load:Callable   # () to bytes; `ValueError` if it cannot be unpacked
     stem = property(lambda self: clean_name(self.name.rpartition('/')[2].removesuffix('.gz').rpartition('.')[0]))
 
-def _is_rubbish(name): return any(o.startswith(('.', '~$')) or o == '__MACOSX' for o in name.split('/'))
+_ABOUT = re.compile(r'(read.?me|licen[cs]e|notice|citation|change(s|log)|records|(sha\d*|md5|check)sums?)\b.*\.txt',
+                    re.I) # words about a set
+def _is_rubbish(name):
+    parts = name.split('/')
+    return any(o.startswith(('.', '~$')) or o == '__MACOSX' for o in parts) or bool(_ABOUT.fullmatch(parts[-1]))
 
 # %% ../../nbs/rows/13_tables.ipynb #56c50fed
 _UNPACK = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError,

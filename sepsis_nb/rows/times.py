@@ -40,7 +40,8 @@ def _number_times(x, col, table, how):
         if x.dropna().between(*_DAYS).all(): refuse(
             x.notna(), col, table, 'may be a day number of a spreadsheet or hours', _declare('spreadsheet', 'hours'))
     hours = x*_HOURS[how or 'hours']
-    refuse(hours.abs() > MOST_HOURS, col, table, f'is more than {MOST_HOURS:g} hours as {how}', 'correct time_as')
+    refuse(hours.abs() > MOST_HOURS, col, table, f'is more than {MOST_HOURS:g} hours if read as {how}',
+           'write the time since admission, or a date')
     return hours.astype(float)
 
 # %% ../../nbs/rows/14_times.ipynb #7bd8ab94
