@@ -63,6 +63,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data._names': ('data.html#_names', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._number': ('data.html#_number', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._own_columns': ('data.html#_own_columns', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data._own_names': ('data.html#_own_names', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._read_one': ('data.html#_read_one', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._read_own': ('data.html#_read_own', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._read_rows': ('data.html#_read_rows', 'sepsis_nb/data.py'),

@@ -251,17 +251,23 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
 
 
 # %% ../nbs/00_data.ipynb #aef631f6
+def _own_names(path, df): # df: what was read of it
+    "Columns as the files have them; of an archive, and of stays, as we name them"
+    if path.is_file() and SOURCES[ending(path)][1] is _read_rows: return head_columns(path)
+    inside = [path/o.name for o in members(path)] if path.is_dir() else []
+    if not inside or any(ending(p) == '.psv' for p in inside): return tuple(df)
+    return tuple(dict.fromkeys(c for p in inside for c in head_columns(p)))
+
 def _own_columns(path, df, columns): # df: what was read of it
     "Rows of the table of columns of a file, or a set, under names of our own"
     path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
-    rows = not path.is_dir() and SOURCES[ending(path)][1] is _read_rows
     layout = set(CHALLENGE) <= set(df) # which says the units
-    for own in head_columns(path) if rows else df:
+    for own in _own_names(path, df):
         name = (columns or {}).get(own, _column(own))
         n = int(df[name].notna().sum()) if name in df else len(df)
         if s := _OF_CODE.get(name):
-            unit = header_unit(own)[1] if rows else ''
-            yield described(path.name, own, Column(s.name, own), unit or s.unit*layout, values=n)
+            unit = header_unit(own)[1] or s.unit*layout
+            yield described(path.name, own, Column(s.name, own), unit, values=n)
         else:
             what = {'patient_id':'patient'}.get(name, name) if name in df else 'unknown' if name else 'ignored'
             yield described(path.name, own, what=what, values=n)
