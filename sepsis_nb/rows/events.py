@@ -111,8 +111,11 @@ def text_blocks(path:Path, block=BLOCK):
 
 # %% ../../nbs/rows/16_events.ipynb #44258f49
 def _at(t, names, where):
-    "Field to column of a file; `ValueError` for one that is not there"
-    keys = {name_key(n):n for n in names}
+    "Field to column of a file; `ValueError` for one that is not there, or there twice"
+    keys = {}
+    for n in names:
+        if (twice := keys.setdefault(name_key(n), n)) != n: raise ValueError(
+            f"{where}: columns '{twice}' and '{n}' are the same name to a map; rename one of them")
     out = {k:v for k in ('patient', 'person', 'time', 'code', 'value') if (v := getattr(t, k))}
     out |= {f'only{i}':c for i,c in enumerate(t.only) if name_key(c) in keys}
     if lost := [v for v in out.values() if name_key(v) not in keys]: raise ValueError(
@@ -158,39 +161,43 @@ def _expressions(path, t):
         elif kind.is_duration(o): out['time'] = f'{c}/{_DURATION[o.unit]}'
         elif whole(o) or kind.is_floating(o): out['time'] = f'CAST({c} AS DOUBLE)'
     dated = 'time' in at and (kind.is_timestamp(of('time')) or kind.is_date(of('time')))
-    return out | dict(row='file_row_number+1'), dated
+    zoned = dated and bool(getattr(of('time'), 'tz', None)) # then the engine gives UTC
+    return out | dict(row='file_row_number+1'), 'UTC' if zoned else 'date' if dated else ''
 
 # %% ../../nbs/rows/16_events.ipynb #b037f547
 def _connect(folder, memory_gb):
     import duckdb
     con = duckdb.connect()
     con.execute(f"SET temp_directory={_sql(folder)}; SET memory_limit='{memory_gb}GB'; SET enable_progress_bar=false; "
+                'SET autoinstall_known_extensions=false; SET autoload_known_extensions=false; ' # it asks no server
                 "SET disabled_optimizers='join_order,build_side_probe_side'") # tables of codes and ids are looked up in
     return con
 
 def _staged(paths, t, known, folder):
-    "Parquet files of the typed events of some files, and the number of the file of each"
-    out = []
+    "Parquet files of the typed events of some files, and the number of the file of each; notes of their reader"
+    out,notes = [], []
     for i,path in enumerate(paths):
         for table in text_blocks(path):
             out.append((Path(folder)/f'{len(out)}.parquet', i))
             _typed(table, t, known).to_parquet(out[-1][0], index=False, compression='lz4')
-    return out
+            notes += table.notes
+    return out, notes
 
 # %% ../../nbs/rows/16_events.ipynb #b64f4444
 class Events:
     "The files of one long table, open in the engine"
     def __init__(self, paths:list, t:TableMap, folder, memory_gb=1.): # folder: for what does not fit into memory
-        self.t,self.known,self.con = t, places(t), _connect(folder, memory_gb)
+        self.t,self.known,self.con,self.notes = t, places(t), _connect(folder, memory_gb), []
         typed = not any(c.values for c in self.known.values())
         direct = [_expressions(p, t) if typed and ending(p.name) == '.parquet' else None for p in paths]
         if direct[0] and len({str(d) for d in direct}) == 1:
             columns,self.dated = direct[0]
             self.origin = {str(p):p for p in paths}
         else:
-            self.origin = {str(p):paths[i] for p,i in _staged(paths, t, self.known, folder)}
-            names = parquet.read_schema(next(iter(self.origin))).names
-            columns,self.dated = {k:_column(k) for k in names}, False
+            staged,self.notes = _staged(paths, t, self.known, folder)
+            self.origin = {str(p):paths[i] for p,i in staged}
+            names = parquet.read_schema(staged[0][0]).names
+            columns,self.dated = {k:_column(k) for k in names}, ''
         self.where = paths[0].name + (f' and {len(paths)-1} more' if len(paths) > 1 else '')
         self.has,self.units = set(columns), [k for k in columns if k.startswith('unit')]
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
@@ -215,7 +222,8 @@ def survey(self:Events):
     "Rows of the table of columns, what to read by code and unit, notes; `ValueError` for an unknown unit"
     keys = ', '.join(['code', *self.units])
     nulls = 'count(*) FILTER (patient IS NULL)' + (', count(*) FILTER (time IS NULL)' if 'time' in self.has else ', 0')
-    found = self.ask(f"SELECT {keys}, {self.kept} AS kept, count(*), count(value), {nulls}, "
+    found = self.ask(f"SELECT {keys}, {self.kept} AS kept, count(*), "
+                     f"count(*) FILTER (value IS NOT NULL AND NOT isnan(value)), {nulls}, "
                      f"count(*) FILTER (isinf(value)) FROM {self.scan()} GROUP BY ALL ORDER BY ALL")
     told,read,left,empty = [], [], 0, 0
     for code,*unit,kept,n,values,no_who,no_time,infinite in found:
@@ -237,7 +245,7 @@ def survey(self:Events):
         told.append(described(where := self.where, code, c, said if plain else '', values=values))
         read.append((code, *(o or '' for o in unit), c.signal, factor, zero, c.value))
         empty += n-values
-    return told, read, _notes(self.where, left, empty, self.kept)
+    return told, read, [*self.notes, *_notes(self.where, left, empty, self.kept)]
 
 def _notes(where, left, empty, kept):
     o = [('event left out by `only` of the map', left, 0, where, kept),
@@ -302,7 +310,7 @@ def _times_of(when, ev): # when: int64 of the engine
     "Its times as hours, or dates"
     if ev.written is not None: return pd.Series(when.view('float64' if ev.written == float else 'datetime64[us]'))
     raw = pd.Series(when.view('datetime64[us]' if ev.dated else 'float64'), name=ev.t.time)
-    return times(raw, Table(pd.DataFrame(), ev.where), ev.t.time_as, ev.t.zone)
+    return times(raw, Table(pd.DataFrame(), ev.where), ev.t.time_as, '' if ev.dated == 'UTC' else ev.t.zone)
 
 @patch
 def named(self:Events, who): # who: int64 of the engine
