@@ -32,8 +32,8 @@ def make_events(path:Path, n:int, first=0, per_hour=10, seed=42): # first: numbe
 _HEAD = """import json, sys, time
 def peak(): # since this program began; `resource` counts what its parent held, too
     with open('/proc/self/status') as f: return int(next(o for o in f if o.startswith('VmHWM')).split()[1])/1e3
-def done(shape, size): print(json.dumps(dict(seconds=time.perf_counter()-began, rows=shape[0], signals=shape[1],
-                                             table_mb=size/1e6, before_mb=before, peak_mb=peak())))
+def done(shape, size): print(json.dumps(dict(seconds=time.perf_counter()-began, cpu_s=time.process_time(),
+    rows=shape[0], signals=shape[1], table_mb=size/1e6, before_mb=before, peak_mb=peak())))
 """
 WAYS = dict(ours="""
 from pathlib import Path
@@ -73,7 +73,7 @@ done((sum(o[0] for o in rows), rows[0][1]), max(o[2] for o in rows))
 """)
 
 def measure_reading(way:str, paths)->dict: # way: of `WAYS`
-    "Seconds, rows, signals, MB of the table (of the largest portion), before and at the peak"
+    "Seconds; CPU seconds of the process; rows, signals; MB of the table or largest portion, before, at the peak"
     cmd = [sys.executable, '-c', _HEAD+WAYS[way], *map(str, paths)]
     out = subprocess.run(cmd, capture_output=True, text=True, check=True).stdout
     return json.loads(out.splitlines()[-1])
