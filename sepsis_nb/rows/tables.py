@@ -114,10 +114,10 @@ def _check_rows(lines, names, sep, table): # table: for messages
                'complete the row, or export the file again if it was cut short'))
 
 # %% ../../nbs/rows/13_tables.ipynb #404c155c
-_CUT = re.compile(r'[-+.,:/]|\d[eE]')
+_CUT = re.compile(r'[-+]?[\d.,:/ T-]*(\d[eE][-+]?|[-+.,:/])') # a number or a time that is not at its end
 def check_end(line:str, sep:str, at:int, table:Table)->tuple: # line: the last of the file, in row `at`
     "A note for a file without a line end; `ValueError` if it is surely cut short"
-    if line.endswith(sep) or _CUT.fullmatch(line[-1:]) or _CUT.fullmatch(line[-2:]): raise ValueError(
+    if line.endswith(sep) or _CUT.fullmatch(line.rpartition(sep)[2].strip()): raise ValueError(
         f"{table.where} row {at}: the file ends within a row, '{_shown(line[-60:])}'; "
         'export it again, with a line end at its end')
     return _note('file without a line end', 1, f'{table.where} row {at}',
