@@ -4,6 +4,7 @@
 # make page   for authors: export, write README.md from nbs/index.ipynb, clean the notebooks
 # make reports DATA=training_setA.zip  the published reports anew, on an idle machine, in two hours
 # make sample DATA=training_setA.zip   draw the shipped sample again from the full set
+# make sample-eicu DATA=folder         pack the shipped sample of the eICU demo again from YAIB's three tables
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 SHELL := /bin/bash
@@ -16,7 +17,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test lab page reports sample env
+.PHONY: demo test lab page reports sample sample-eicu env
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -50,6 +51,9 @@ reports: $(VENV)/.ready
 
 sample: $(VENV)/.ready
 	@python -c "from sepsis_nb.data import build_sample; print(build_sample('$(DATA)'))"
+
+sample-eicu: $(VENV)/.ready
+	@python -c "from sepsis_nb.data import build_eicu; build_eicu('$(DATA)')"
 
 # uv installs in seconds, pip in over a minute. pip stays for machines where only pip knows the package index.
 UV := uv --system-certs

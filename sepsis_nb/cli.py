@@ -118,6 +118,7 @@ def _topics_grow(partitions, settle, yes):
 @click.option('--speed', type=float, help="Replay by the rows' own times, at this multiple of real time.")
 @click.option('--rate', type=float, help='Rows a second, at most.')
 @click.option('--patients', help='Only these patient ids, separated by commas.')
+@click.option('--map', default='', help='Map of the files: a built-in name, or a TOML file.')
 @click.option('--quiet', is_flag=True, help='No progress bar.')
 @click.option('--verbose', is_flag=True, help='A line for each row (shows patient data).')
 def _produce(paths, **options):
@@ -163,7 +164,8 @@ def _table_writer(out):
 @click.option('--explain', is_flag=True, help="What moved the risk of each patient's last row, in place of all rows.")
 @click.option('--model', default='', help='Address of the model; without it, the one of the settings.')
 @click.option('--column', 'columns', multiple=True, metavar='THEIRS=OURS', help='A name of the file and ours: RR=Resp.')
-def _score(paths, out, explain, model, columns):
+@click.option('--map', default='', help='Map of the files: a built-in name, or a TOML file.')
+def _score(paths, out, explain, model, columns, map):
     "Score the rows of PATHS (CSV, psv, parquet, zip, folder, or 'sample') as the worker would, without Kafka."
     from sepsis_nb.data import read
     from sepsis_nb.model.load import load_scorer
@@ -171,7 +173,7 @@ def _score(paths, out, explain, model, columns):
     write = _table_writer(out) # a wrong name is refused before the work
     if odd := [c for c in columns if '=' not in c]: raise ValueError(f'--column {odd[0]}: expected THEIRS=OURS')
     names = {a:b or None for a,_,b in (c.partition('=') for c in columns)}
-    scorer,df = load_scorer(model), read(list(paths), names)
+    scorer,df = load_scorer(model), read(list(paths), names, map)
     bar = partial(tqdm, disable=not sys.stderr.isatty())
     t = (scorer.explain if explain else scorer.score)(df, progress=bar)
     write(t)
@@ -181,6 +183,30 @@ def _score(paths, out, explain, model, columns):
     if explain: return
     click.echo(f'{t.alert.sum():,} alerts; {t.indeterminate.sum():,} rows are indeterminate')
     if t.indeterminate.any(): click.echo(f'most often: {t.reasons[t.indeterminate].mode()[0]}')
+
+# %% ../nbs/06_cli.ipynb #7b749f00
+@add_command(main, 'inspect', 'sepsis inspect ward.csv --map ward.toml --html ward.html')
+@click.argument('paths', nargs=-1, required=True)
+@click.option('--map', 'map_name', default='', metavar='MAP', help='File of a map, or the name of a built-in one.')
+@click.option('--html', default='', metavar='FILE', help='Write the same as a page for a browser.')
+def _inspect(paths, map_name, html):
+    "Show what was understood of PATHS: signals, units, values beside a reference, what was left out, what is suspect."
+    from sepsis_nb.data import read_source
+    from sepsis_nb.rows.inspect import inspect_source, screen
+    found = inspect_source(read_source(list(paths), map=map_name))
+    for line in screen(found).splitlines(): click.echo(printable(line))
+    if not html: return
+    from sepsis_nb.report.inspection import inspection_html
+    Path(html).write_text(inspection_html(found, ', '.join(paths)), encoding='utf-8')
+
+@add_command(main, 'map', 'sepsis map ward.csv > ward.toml')
+@click.argument('paths', nargs=-1, required=True)
+def _map(paths):
+    "Draft a map of PATHS for a person to check, from names in six languages, codes, units and values."
+    from sepsis_nb.rows.draft import draft_source
+    text,open_ = draft_source(paths, Path(paths[0]).stem or 'ward')
+    click.echo(text, nl=False)
+    if open_: click.echo(f'{open_} places are open: fill in or remove the lines that begin with #.', err=True)
 
 # %% ../nbs/06_cli.ipynb #791b6b2e
 @add_command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')
@@ -364,6 +390,10 @@ def _rows(s):
     n = account(s.kafka, s.topics)
     lost = f"; {n['unanswered']} left the topic before they were answered: see the dead letters `unanswered`"
     return f"{n['done']} offsets are done, {n['wait']} wait"+lost*(n['unanswered'] > 0)
+def _map(s):
+    from sepsis_nb.stream.feed import feed_of
+    feed = feed_of(s.data.map)
+    return f'messages are read by the map {feed.name}' if feed else 'messages have names of our own'
 def _model(s):
     from sepsis_nb.model.follow import running
     from sepsis_nb.model.load import load_scorer
@@ -403,7 +433,7 @@ def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for check in _java, _jars, _disk, _private, _broker, _topics, _rows, _model:
+    for check in _java, _jars, _disk, _private, _map, _broker, _topics, _rows, _model:
         try: click.echo(printable(f'ok    {check.__name__[1:]}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', 'ROWS', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH',
-           'BLOCK', 'Program', 'log', 'GAP_H', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
+           'BLOCK', 'Program', 'log', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
            'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract', 'auto_spec',
            'missing_needs', 'warm_up']
 
@@ -21,6 +21,7 @@ from numba.core.caching import FunctionCache
 from .rows.derived import BEDSIDE, COUNTS, GASES, LABS, SCORES, sources
 from .rows.signals import SIGNALS, clean, hours, signal_rows
 from .rows.spec import OPERATIONS, WINDOW_OPS, Feature, FeatureSpec, Op, over
+from .rows.times import GAP_H
 from .settings import load_settings
 
 # %% ../nbs/01_features.ipynb #7360f7a0
@@ -133,7 +134,6 @@ def new_states(spec, k):
     return np.tile(spec.program.new, (k, 1))
 
 # %% ../nbs/01_features.ipynb #9a5c1838
-GAP_H = 72.    # h of silence on the patient's clock; a row after more begins a new stay
 _DATE_H = 1e5  # h; a time beyond (11 years) is a date, in hours since 1970
 @_inlined
 def _hour(t, first):

@@ -17,7 +17,7 @@ from itertools import count, islice
 from kafka import KafkaProducer
 from kafka.errors import KafkaError, KafkaTimeoutError
 from tqdm import tqdm
-from .data import encode, hours, messages, read
+from .data import encode, hours, messages, read_source
 from .rows.findings import findings, warn
 from .settings import Kafka, Topics
 from .stream.kafka import client_args, wait_for
@@ -226,13 +226,15 @@ def produce(
     verbose:bool=False,         # A line a row
     quiet:bool=False,           # No progress bar (there is none either where stderr is no terminal)
     patience_s:float=300,       # How long a row may wait for a broker that has gone away
+    map:str='',                 # Of the files, see `read`
     echo=partial(print, flush=True), # Takes a line of text; a pipe or a log file has it at once
 )->Sent:
     "Stream files; `ConnectionError`: no broker; `DeliveryError`: rows were lost; `ValueError`: bad input"
     if loops is not None and loops < 1 or pause < 0:
         raise ValueError(f'loops {loops} must be at least 1 (None: for ever), pause {pause} not below 0')
-    df = choose(read(paths), patients)
-    warn(findings(df.drop(columns='label', errors='ignore')), paths)
+    source = read_source(paths, map=map)
+    df = choose(source.df, patients)
+    warn(findings(df.drop(columns='label', errors='ignore'), source.notes), paths)
     df,due = schedule(df, speed, rate)
     echo('Patient data loaded and validated successfully.')
     bar = partial(tqdm, disable=True if quiet or verbose else None)

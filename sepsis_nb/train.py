@@ -72,7 +72,7 @@ def run_training(params:dict, settings:Settings|None=None, page=None, quiet=Fals
     paths = [Path(o.strip()).expanduser() for o in job.data.split(',')]
     small = all(p.is_file() for p in paths) and sum(p.stat().st_size for p in paths) < 20e6
     if small: # so that a wrong cell, and too few patients, are found at once
-        df,_ = check_labels(read(job.data), job.data)
+        df,_ = check_labels(read(job.data, map=job.map), job.data)
         if job.protocol == 'patient': check_septic(df, job.data)
     if page is None: page,params = _page_of(job, params, settings.home)
     out = private_folder(settings.reports)/Path(page).name

@@ -20,6 +20,7 @@ from .model.scorer import Scorer
 from .settings import Settings, load_settings, private_folder
 from .stream.delivery import (Delivery, Pipeline, absent_signals_line, check_topics, counts_line,
     end_on_error, faust_credentials)
+from .stream.feed import feed_of
 from .stream.kafka import check_sizes
 from .stream.process import end_process, free_output, limit_start, started
 from .stream.supervise import exit_code
@@ -121,7 +122,10 @@ async def on_start(self:SepsisApp):
     except (RegistryError, ImportError) as e: end_process(os.EX_CONFIG, f'no model: {e}')
     log.info('model fits %s', scorer)
     if scorer.policy.never: log.warning('model alerts on nothing: %s', scorer.policy.why)
-    self.pipeline = Pipeline(s, scorer, Delivery(s.kafka))
+    try: feed = feed_of(s.data.map)
+    except ValueError as e: end_process(os.EX_CONFIG, f'[data] map: {e}')
+    if feed: log.info('messages are read by the map %s', feed.name)
+    self.pipeline = Pipeline(s, scorer, Delivery(s.kafka), feed)
     try:
         await check_topics(s.kafka, s.topics, s.worker.app_id)
         await loop.run_in_executor(None, check_sizes, s.kafka, s.topics, s.worker.max_message_kb)

@@ -135,7 +135,8 @@ def test_original_study_says_what_it_cannot_use(there, tmp_path):
 
 def test_patient_contract(patient):
     assert set(patient) == {'protocol', 'features', 'seed', 'n_patients', 'n_rows', 'champion', 'models',
-                            'scaler_run_id', 'cv', 'external', 'gate', 'policy', 'calibration', 'registered'}
+                            'scaler_run_id', 'cv', 'external', 'gate', 'policy', 'calibration', 'registered',
+                            'label_rule'}
     assert set(patient['cv']) == {'utility', 'utility_mean', 'utility_std', 'auroc', 'auprc'}
     assert len(patient['cv']['utility']) == 3 and patient['scaler_run_id'] is None
     assert {'utility', 'utility_ci', 'auroc', 'auprc', 'n_patients', 'threshold', 'adapted'} <= set(patient['external'])

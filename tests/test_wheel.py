@@ -40,7 +40,7 @@ import sepsis_nb, sys
 from sepsis_nb.prove.demo import demo
 from sepsis_nb.settings import load_settings
 print(sepsis_nb.__file__)
-demo(load_settings(), 20, sys.argv[1], models='LightGBM', features='vitals', folds=3)
+demo(load_settings(), 20, sys.argv[1], models='LightGBM', features='vitals', folds=3, external='sample-eicu')
 '''
 
 def test_wheel_passes_the_demo(site, tmp_path):

@@ -9,7 +9,8 @@ __all__ = ['alert_starts', 'alert_tally', 'onset_and_days', 'stay_alerts', 'lead
 # %% ../../nbs/model/43_burden.ipynb #burd3n01
 import numpy as np, pandas as pd
 from .cohort import labelled_grid, ratio, resample_ends, resample_sums
-from .utility import DT_EARLY, DT_LATE, from_onset
+from .utility import DT_EARLY, DT_LATE
+from ..rows.onset import CHALLENGE_RULE, onset_of
 
 # %% ../../nbs/model/43_burden.ipynb #d3e95f23
 def alert_starts(positive, stay)->np.ndarray: # (n,) bool; whose row it is, each stay in order of time
@@ -28,28 +29,28 @@ def alert_tally(code, dt, alerts, stays): # (cells,) stay, h from onset, number 
     np.fmax.at(lead, code[timely], -dt[timely])
     return n, lead
 
-def onset_and_days(label, grid): # (cells,) 0/1 or NaN; the `HourlyGrid` of the cells
+def onset_and_days(label, grid, rule=CHALLENGE_RULE): # (cells,) 0/1 or NaN; the `HourlyGrid` of the cells
     "(cells,) hours from onset; and of each stay: septic, onset seen, days observed"
-    first,septic = np.unique(grid.code, return_index=True)[1],np.bincount(grid.code, label == 1) > 0
-    return from_onset(label, grid.code, grid.hour), septic, septic & (label[first] != 1), grid.days()
+    onset,seen = onset_of(label, grid.hour, rule, grid.code)
+    return grid.hour-onset[grid.code], ~np.isnan(onset), seen, grid.days()
 
 # %% ../../nbs/model/43_burden.ipynb #14500229
-def stay_alerts(label, alert, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`; index stay
+def stay_alerts(label, alert, stay, hour=None, rule=CHALLENGE_RULE)->pd.DataFrame: # (n,) as of `evaluate`; index stay
     """One row a stay with any label, in order of appearance: `septic`, `onset_seen`, `days`, `alerts`,
     `window_alerts`, `in_time` (any by onset), `in_window`, `lead_time` (h; NaN: none)"""
     stay = np.asarray(stay)
     known = pd.unique(stay[np.isin(stay, stay[~np.isnan(np.asarray(label, float))])])
     g,y = labelled_grid(label, stay, hour)
-    dt,septic,seen,days = onset_and_days(y, g)
+    dt,septic,seen,days = onset_and_days(y, g, rule)
     n,lead = alert_tally(g.code, dt, g.total(alert), len(days))
     alerts,window,by_onset = n.T.astype(int)
     out = dict(septic=septic, onset_seen=seen, days=days, alerts=alerts, window_alerts=window,
                in_time=by_onset > 0, in_window=window > 0, lead_time=np.where(seen, lead, np.nan))
     return pd.DataFrame(out, index=pd.Index(known, name='stay'))
 
-def lead_times(label, alert, stay, hour=None)->pd.Series: # (n,) as of `evaluate`; index stay
+def lead_times(label, alert, stay, hour=None, rule=CHALLENGE_RULE)->pd.Series: # (n,) as of `evaluate`; index stay
     "Hours from first alert to onset of septic stays with a seen onset; NaN: no alert up to 3 h after it"
-    return stay_alerts(label, alert, stay, hour).query('onset_seen').lead_time
+    return stay_alerts(label, alert, stay, hour, rule).query('onset_seen').lead_time
 
 # %% ../../nbs/model/43_burden.ipynb #0de8ab8a
 def alert_sums(n, septic, days): # (stays, 3) from `alert_tally`; (stays,) bool; (stays,)
@@ -70,13 +71,14 @@ def burden_curve(
     thresholds=40, # To try, or how many quantiles of the risk, from 1 in 10,000 rows to half of them
     alert_at=None, # From a threshold to (n,) bool, the alerts; None: starts of `risk >= threshold`
     n=0, seed=42,  # Resamples; 0: no interval
+    rule=CHALLENGE_RULE, # What label 1 means
 )->pd.DataFrame:   # Index `threshold`, falling; `burden_metrics`; with resamples `<name>_lo`, `<name>_hi`
     "What each threshold would cost in alerts and warn in time"
     if np.ndim(thresholds) == 0: thresholds = np.unique(np.quantile(risk, 1-np.geomspace(1e-4, .5, thresholds)))
     thresholds = np.sort(thresholds)[::-1]
     alert_at = alert_at or (lambda t: alert_starts(np.asarray(risk) >= t, stay))
     g,y = labelled_grid(label, stay, hour)
-    dt,septic,_,days = onset_and_days(y, g)
+    dt,septic,_,days = onset_and_days(y, g, rule)
     tallies = [alert_tally(g.code, dt, g.total(alert_at(t)), len(days))[0] for t in thresholds]
     sums = np.stack([alert_sums(o, septic, days) for o in tallies], axis=2)
     out = pd.DataFrame(burden_metrics(*sums.sum(0)), index=pd.Index(thresholds, name='threshold'))

@@ -94,7 +94,7 @@ def cross_fit(plans:list, stays:Stays, seed=42, progress=lambda it, **kw: it)->l
 # %% ../../nbs/model/52_compare.ipynb #353ce960
 def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # fold, r: (n,) fold and held-out risk
     "(n,) bool: which rows are positive at the threshold with the highest utility on the other folds"
-    (grid,u),out = grid_utility(*stays.of()), np.zeros(len(r), bool)
+    (grid,u),out = grid_utility(*stays.of(), rule=stays.rule), np.zeros(len(r), bool)
     order,ends = ranking(grid.take(r)) # equal risks are positive together
     s,f,gain = grid.take(r)[order], grid.take(fold)[order], (u[:,1]-u[:,0])[order]
     for i in range(fold.max()+1):
@@ -138,7 +138,8 @@ def baselines(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->
     plans = [*_bedside(stays, f), *_partial(stays, f)]
     at_random = np.random.default_rng(seed).permutation(len(f)) % (f.max()+1)
     plans += [p._replace(name=f'{p.name}, rows split', fold=at_random, crossed=True) for p in plans[-2:]]
-    def metrics(p, r): return evaluate(*stays.of(r, positives_by_fold(stays, p.fold, r)), n=n, seed=seed)
+    def metrics(p, r):
+        return evaluate(*stays.of(r, positives_by_fold(stays, p.fold, r)), n=n, seed=seed, rule=stays.rule)
     jobs = (delayed(metrics)(p, r) for p,r in zip(plans, cross_fit(plans, stays, seed, progress)))
     found = list(zip(plans, in_threads(jobs, progress)))
     return tuple({p.name:m for p,m in found if p.crossed == k} for k in (False, True))
@@ -174,7 +175,7 @@ def ablation(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->p
     f,gone = fold[stays.who], ablation_parts(stays.spec)
     risks = _without(stays, f, {'':[]} | gone, seed, progress)
     def evaluate_risk(r):
-        cohort = Cohort(*stays.of(r, positives_by_fold(stays, f, r)))
+        cohort = Cohort(*stays.of(r, positives_by_fold(stays, f, r)), rule=stays.rule)
         return dict(value=cohort(np.ones(len(cohort.level))), draws=cohort.draws(n, seed))
     whole,*others = in_threads((delayed(evaluate_risk)(r) for r in risks.values()), progress)
     def row(o):

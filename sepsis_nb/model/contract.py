@@ -17,6 +17,7 @@ from .kinds import KINDS, log_fitted, model_columns, predict_both, read_skops, v
 from .policy import Policy, threshold_policy
 from .registry import DIGEST, PROVED, RegistryError, folder_digest
 from .risk import Calibration, TrainingRange, from_dict, to_dict
+from ..rows.onset import MOST_AFTER, MOST_BEFORE
 from ..rows.signals import clean, signal_rows
 
 # %% ../../nbs/model/60_contract.ipynb #d59bdf2f
@@ -33,7 +34,7 @@ def contract(
     calibration:Calibration|None=None, # None: its risks are used as they are
     policy:Policy|None=None,           # None: it alerts at each rise to `threshold`
     training_range:TrainingRange|None=None, # None: no row is outside
-    **extra,           # data_digest, protocol, evaluation, utility_threshold
+    **extra,           # data_digest, protocol, evaluation, utility_threshold, label_rule
 )->dict:               # For JSON
     "What a logged model promises"
     parts = dict(calibration=calibration, policy=policy, support=training_range)
@@ -90,12 +91,13 @@ _MOST = 10_000 # features of a spec
 _NAME,_RISK,_VALUE = _text(200), _number(0, 1), _number(-1e300, 1e300)
 _OBJECT = _Field(lambda v: type(v) is dict, 'an object')
 _OF_FEATURE = _Field(lambda v: type(v) in (str, int), 'text and whole numbers')
+_HOURS_OR_END = _Field(lambda v: v == 'end' or _number(0, MOST_AFTER).fits(v), f'hours up to {MOST_AFTER}, or end')
 _SIGNAL = _Field(lambda v: type(v) is dict and len(json.dumps(v)) <= 4000, 'a signal of at most 4,000 characters')
 _PAIR = _Field(lambda v: type(v) is list and len(v) == 2 and all(map(_VALUE.fits, v)), 'two numbers')
 _HEAD = dict(format=_optional(_WHOLE), name=_NAME, spec_hash=_text(64), features=_listed(_NAME, _MOST))
 _TERMS = _HEAD | dict(spec=_OBJECT, threshold=_number(1e-9, 2), classes=_listed(_WHOLE, 100), needs_scaler=_YES_NO,
     scaler_uri=_text(1000), calibration=_or_null(_OBJECT), policy=_or_null(_OBJECT), support=_or_null(_OBJECT),
-    reference=_OBJECT, utility_threshold=_optional(_number(0, 2)),
+    reference=_OBJECT, utility_threshold=_optional(_number(0, 2)), label_rule=_optional(_OBJECT),
     **dict.fromkeys(('data_digest', 'protocol', 'evaluation'), _optional(_text(200))))
 _PARTS = dict(
     spec=dict(name=_NAME, features=_listed(_table(_OF_FEATURE, 5), _MOST), needs=_listed(_NAME, _MOST),
@@ -107,7 +109,8 @@ _PARTS = dict(
                 evidence=_table(_or_null(_VALUE), 100), why=_text()),
     support=dict(names=_listed(_NAME, _MOST), lo=_listed(_VALUE, _MOST), hi=_listed(_VALUE, _MOST), cut=_WHOLE,
                  epsilon=_RISK, patients=_WHOLE),
-    reference=dict(features=_table(_PAIR, _MOST), risk=_listed(_RISK, 48)))
+    reference=dict(features=_table(_PAIR, _MOST), risk=_listed(_RISK, 48)),
+    label_rule=dict(before_h=_number(0, MOST_BEFORE), after_h=_HOURS_OR_END, cut=_YES_NO))
 
 # %% ../../nbs/model/60_contract.ipynb #29f3a33d
 _BEFORE = 'calibration', 'policy', 'support', 'reference' # what contracts without a format may lack

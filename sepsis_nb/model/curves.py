@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
 from .cohort import labelled_grid, resamples
 from .utility import DT_LATE, stay_utility, threshold_curve
+from ..rows.onset import CHALLENGE_RULE
 
 # %% ../../nbs/model/46_curves.ipynb #ff862d78
 def roc_pr(label, risk, stay, hour=None, n=100, seed=42)->pd.DataFrame: # As of `evaluate`; n: resamples, 0: no bands
@@ -42,10 +43,10 @@ def operating_point(label, positive, stay, hour=None)->dict: # (n,) as of `evalu
     return dict(fpr=on[label == 0].mean(), tpr=on[label == 1].mean(), precision=pd.Series(label[on]).mean())
 
 # %% ../../nbs/model/46_curves.ipynb #75094ae6
-def utility_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
+def utility_curve(label, risk, stay, hour=None, rule=CHALLENGE_RULE)->pd.DataFrame: # (n,) as of `evaluate`
     "Normalised `utility` and `alerted` share of hours at each falling `threshold`, of about 500"
-    s = stay_utility(label, np.zeros(len(label), bool), stay, hour).sum()
-    c = threshold_curve(label, risk, stay, hour)
+    s = stay_utility(label, np.zeros(len(label), bool), stay, hour, rule).sum()
+    c = threshold_curve(label, risk, stay, hour, rule)
     c = c[::max(1, len(c)//500)].assign(utility=lambda o: o.gain/(s.best-s.silent))
     return c[['threshold', 'alerted', 'utility']].reset_index(drop=True)
 

@@ -10,7 +10,8 @@ import numpy as np, pandas as pd
 from sklearn.metrics import roc_auc_score
 from .cohort import labelled_grid
 from .metrics import METRICS, evaluate
-from .utility import DT_EARLY, DT_LATE, DT_OPTIMAL, from_onset
+from .utility import DT_EARLY, DT_LATE
+from ..rows.onset import CHALLENGE_RULE, onset_of
 from ..rows.signals import SIGNALS
 
 # %% ../../nbs/model/47_describe.ipynb #79b27424
@@ -56,23 +57,25 @@ def patient_groups(df:pd.DataFrame)->dict: # Name to (n,) bool; groups without a
     return {k:v for k,v in out.items() if v.any()}
 
 # %% ../../nbs/model/47_describe.ipynb #95839c4b
-def subgroups(label, risk, positive, alert, stay, hour, groups, n=200, seed=42, progress=lambda it: it)->pd.DataFrame:
+def subgroups(label, risk, positive, alert, stay, hour, groups, n=200, seed=42, progress=lambda it: it,
+              rule=CHALLENGE_RULE)->pd.DataFrame:
     """All metrics of everybody and of each of `groups` (name to (n,) bool), other arguments as of `evaluate`: index
     (group, metric); `value`, `lo`, `hi`, `stays`, `septic`"""
     def metrics(k):
         size = count_cohort(label[k], stay[k], hour[k])
         few = size['septic'] < 10 or size['septic'] == size['stays'] # too few for figures
         if few: m = pd.DataFrame(np.nan, list(METRICS), ['value', 'lo', 'hi'])
-        else: m = evaluate(label[k], risk[k], positive[k], stay[k], hour[k], alert=alert[k], n=n, seed=seed)
+        else: m = evaluate(label[k], risk[k], positive[k], stay[k], hour[k], alert=alert[k], n=n, seed=seed, rule=rule)
         return m.assign(stays=size['stays'], septic=size['septic'])
     every = {'everybody':np.ones(len(label), bool)} | groups
     return pd.concat({name:metrics(k) for name,k in progress(every.items())}, names=['group', 'metric'])
 
 # %% ../../nbs/model/47_describe.ipynb #b8755ebb
-def indeterminate_effect(label, risk, indeterminate, alert, alert_all, stay, hour=None)->tuple: # (n,) as of `Decisions`
+def indeterminate_effect( # (n,) as of `Decisions`
+    label, risk, indeterminate, alert, alert_all, stay, hour=None, rule=CHALLENGE_RULE)->tuple:
     """How often a row is indeterminate: `hours` and `stays` (count and share), `prevalence_in`, `prevalence_out`; and
     the metrics of `evaluate` as used and as if no row were; label, stay and hour as of `evaluate`"""
-    metrics = {use:evaluate(label, risk, o, stay, hour, alert=o, n=0)
+    metrics = {use:evaluate(label, risk, o, stay, hour, alert=o, n=0, rule=rule)
                for use,o in (('as used', alert), ('if every row were scored', alert_all))}
     g,y = labelled_grid(label, stay, hour)
     hidden,r = g.take(indeterminate),g.take(risk)
@@ -83,13 +86,14 @@ def indeterminate_effect(label, risk, indeterminate, alert, alert_all, stay, hou
     return facts, metrics
 
 # %% ../../nbs/model/47_describe.ipynb #fa515bc1
-def example_stays(label, risk, alert, stay, hour)->dict: # (n,) as of `evaluate`
+def example_stays(label, risk, alert, stay, hour, rule=CHALLENGE_RULE)->dict: # (n,) as of `evaluate`
     "`early alert`, `missed stay` and `false alert` to the median stay of the kind; absent: there is none"
-    dt = from_onset(label, pd.factorize(stay)[0], hour)
-    d = pd.DataFrame(dict(stay=stay, risk=risk, alert=alert, dt=dt))
-    near,by,all_ = (o.groupby('stay', sort=False) for o in (d[~(dt > DT_LATE)], d[alert & (dt <= 0)], d))
+    code,ids = pd.factorize(stay)
+    onset,seen = onset_of(label, hour, rule, code)
+    d = pd.DataFrame(dict(stay=stay, risk=risk, alert=alert, dt=hour-onset[code]))
+    near,by,all_ = (o.groupby('stay', sort=False) for o in (d[~(d.dt > DT_LATE)], d[alert & (d.dt <= 0)], d))
     t = (-all_.dt.min()).to_frame('before').assign(lead=-by.dt.min(), risk=near.risk.max(), alerts=near.alert.sum())
-    sick = t[t.before > -DT_OPTIMAL] # an onset that was seen
+    sick = t[pd.Series(seen, ids).reindex(t.index)] # an onset that was seen
     if (sick.before >= 18).any(): sick = sick[sick.before >= 18] # h
     kinds = {'early alert':(sick[sick.lead <= -DT_EARLY], 'lead'),
              'missed stay':(sick[sick.alerts == 0], 'risk'),

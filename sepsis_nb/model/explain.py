@@ -12,6 +12,7 @@ from .kinds import KINDS, fit_model, raw_risk
 from .search import Outcome
 from .stays import Stays
 from .utility import DT_EARLY, from_onset
+from ..rows.onset import CHALLENGE_RULE
 
 # %% ../../nbs/model/51_explain.ipynb #b6a781da
 def importance(X, y, names, weight, check, top=12, repeats=3, seed=42)->pd.DataFrame: # weight, check: (n,) as `y`
@@ -63,9 +64,10 @@ def contribution_table(contrib, x, names)->pd.DataFrame: # (features+1,), (featu
     return pd.DataFrame(dict(value=x[order], contribution=contrib[order]), pd.Index(names, name='feature')[order])
 
 # %% ../../nbs/model/51_explain.ipynb #fb4f1ab9
-def explained_row(hours, risk, alert, label)->int: # (k,) each, of one stay
+def explained_row(hours, risk, alert, label, rule=CHALLENGE_RULE)->int: # (k,) each, of one stay
     "Which row to explain, a position: first alert near onset, first alert, highest risk near onset, or of all"
-    dt,alert = from_onset(np.asarray(label), np.zeros(len(hours), int), hours), np.asarray(alert, bool)
+    dt = from_onset(np.asarray(label), np.zeros(len(hours), int), hours, rule)
+    alert = np.asarray(alert, bool)
     near = (dt >= DT_EARLY) & (dt <= 0)
     for k in (alert & near, alert):
         if k.any(): return int(k.argmax())

@@ -11,6 +11,8 @@ from fastcore.basics import patch
 from .contract import fitted_patients
 from .registry import RegistryError, at_store
 from .scorer import Scorer
+from ..rows.findings import warn
+from ..rows.onset import CHALLENGE_RULE, LabelRule, declared_rule, label_findings, rule_from_dict, rule_text
 
 # %% ../../nbs/model/65_heldout.ipynb #8bb238d5
 HELDOUT = 'heldout.parquet' # among a run's artifacts
@@ -57,10 +59,21 @@ def _new_rows(self, df):
     return s.assign(stay=stay, label=df.label, positive=s.risk >= self.terms.get('utility_threshold', self.threshold))
 
 # %% ../../nbs/model/65_heldout.ipynb #f6b7aff2
+@patch(as_prop=True)
+def label_rule(self:Scorer)->LabelRule:
+    "What label 1 meant in training"
+    return rule_from_dict(self.terms['label_rule'], 'contract') if self.terms.get('label_rule') else CHALLENGE_RULE
+
 @patch
-def evaluate(self:Scorer, df:pd.DataFrame|None=None, n=1000, seed=42)->pd.DataFrame:
-    """Metrics with 95 % intervals of labelled rows, as `model.metrics.evaluate`; `df` None: all held-out predictions.
-    `attrs['rows']` tells which were taken; `ValueError` for a table of known and new patients, or without labels"""
+def evaluate(
+    self:Scorer,
+    df:pd.DataFrame|None=None, # Labelled rows; None: all held-out predictions
+    n=1000, seed=42,           # Resamples
+    rule:LabelRule|None=None,  # What label 1 means in `df`; None: as it is declared, else as in training
+)->pd.DataFrame:
+    """Metrics with 95 % intervals, as `model.metrics.evaluate`. `attrs` tells which `rows` were taken and what their
+    `label` 1 means; `ValueError` for a table of known and new patients, without labels, or of training labels under
+    another rule"""
     from sepsis_nb.model.metrics import evaluate
     known,named = ([], []) if df is None else fitted_patients(self.marks, df, self.spec.declared)
     if named: raise ValueError(f'{len(named)} ids ({named[0]}, …) are of patients that the model was fitted on, with '
@@ -68,8 +81,13 @@ def evaluate(self:Scorer, df:pd.DataFrame|None=None, n=1000, seed=42)->pd.DataFr
     if known and len(known) < df.patient_id.nunique(): raise ValueError(
         f'the model was fitted on {len(known)} of these {df.patient_id.nunique()} patients ({known[0]}, …), not on the '
         'others; evaluate the two parts apart, see `in_sample`')
+    held,own = df is None or bool(known), self.label_rule
+    rule = rule or (own if df is None else declared_rule(df, own))
+    if held and rule != own: raise ValueError(
+        f'these rows are those of the training, where the labels mean: {rule_text(own)}; here {rule_text(rule)}')
     o = self.heldout() if df is None else _heldout_rows(self, df) if known else _new_rows(self, df)
+    warn(label_findings(o.patient_id, o.label, o.hour, rule, o.stay.to_numpy()), 'evaluate')
     columns = 'label', 'risk', 'positive', 'stay', 'hour', 'alert', 'patient_id'
-    out = evaluate(*(o[c].to_numpy() for c in columns), n=n, seed=seed)
-    out.attrs['rows'] = 'held out in training' if df is None or known else 'new patients'
+    out = evaluate(*(o[c].to_numpy() for c in columns), n=n, seed=seed, rule=rule)
+    out.attrs.update(rows='held out in training' if held else 'new patients', label=rule_text(rule))
     return out

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..data import read
 from ..features import FULL, FeatureSpec, SEED_SPEC, SPECS, auto_spec
 from .registry import check_store
+from ..rows.maps import load_map
 from ..rows.spec import parse_features
 from ..settings import Settings
 
@@ -66,6 +67,8 @@ def _check_values(job):
         if not ok: raise ValueError(f'parameter {k} is {getattr(job, k)}, expected {expected}')
     if job.protocol == 'seed' and job.extra: raise ValueError(
         f"parameter extra: '{job.extra}', but the original study has its own features; leave it out")
+    if job.protocol == 'seed' and job.map: raise ValueError(
+        f"parameter map: '{job.map}', but the original study reads its own columns; leave it out")
     checked = FULL if job.features == 'auto' else job.base_spec # `auto` is known with the data
     if job.protocol == 'patient': checked.plus(job.extra, 'parameter extra: ')
 
@@ -75,6 +78,7 @@ class Job:
     "What one run is asked to do; `ValueError` names the first value that is not possible"
     data:str = 'sample'         # Path, several separated by commas, or sample
     external:str = ''           # Path of a data set that is only ever tested on; empty: none
+    map:str = ''                # Map of the data, a name or a file, see `rows.maps`; empty: the one that fits, if any
     protocol:str = 'patient'    # patient, or seed: the original study
     features:str = 'full'       # monitor4, vitals, full, auto, or a spec's file (JSON, TOML); not of protocol seed
     extra:str = ''              # More features as expressions, see `rows.spec.parse_features`; empty: none
@@ -128,10 +132,12 @@ def page_job(before:dict, now:dict, protocol='patient')->Job: # As for `assigned
 def check_places(job:Job, settings:Settings): # The store of the settings counts if the job names none
     "`FileNotFoundError` or `RegistryError` says what of data, store and metrics folder is not there"
     check_store(job.tracking_uri or settings.tracking_uri, create=True)
+    try: _ = job.map and load_map(job.map)
+    except ValueError as e: raise ValueError(f'parameter map: {e}') from None
     for name in ('data', 'external'):
         for p in filter(None, (o.strip() for o in getattr(job, name).split(','))):
-            if p != 'sample' and not Path(p).expanduser().exists(): raise FileNotFoundError(
+            if p not in ('sample', 'sample-eicu') and not Path(p).expanduser().exists(): raise FileNotFoundError(
                 f'parameter {name}: {p}: no such file or folder; give a CSV, psv, parquet or zip file, '
-                "a folder of psv files, or 'sample'")
+                "a folder of these, 'sample' or 'sample-eicu'")
     if job.metrics_json and not Path(job.metrics_json).expanduser().parent.is_dir(): raise FileNotFoundError(
         f'parameter metrics_json: folder {Path(job.metrics_json).parent} does not exist; make it')

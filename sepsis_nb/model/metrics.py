@@ -13,6 +13,7 @@ from .burden import alert_starts, alert_sums, alert_tally, burden_metrics, onset
 from .calibration import calibration, logistic_fit, logit, risk_bins
 from .cohort import Ranked, labelled_grid, ratio, resamples, sum_by_stay
 from .utility import utility_at
+from ..rows.onset import CHALLENGE_RULE
 
 # %% ../../nbs/model/44_metrics.ipynb #m3trics3
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def _level_sums(label, risk, positive, code, u): # (cells,) each; u: (cells, 2) 
 # %% ../../nbs/model/44_metrics.ipynb #3df3630b
 class Cohort:
     "Stays of one evaluation, sorted and summed once; called with weights of stays, their metrics"
-    def __init__(self, label, risk, positive, stay, hour=None, alert=None, patient=None): # As `evaluate`
+    def __init__(self, label, risk, positive, stay, hour=None, alert=None, patient=None, # As `evaluate`
+                 rule=CHALLENGE_RULE):
         g,label = labelled_grid(label, stay, hour)
         risk,positive,known = g.take(risk),g.take(np.asarray(positive, bool)),~np.isnan(label)
         self.rows = y,r,_ = label[known], risk[known], positive[known]
@@ -79,7 +81,7 @@ class Cohort:
             f'all {len(y)} known labels are {kinds[0] if len(kinds) else "missing"}; metrics need both classes')
         if np.isnan(r).any(): raise ValueError(
             f'{np.isnan(r).sum()} of {len(r)} labelled rows have no risk; score them or leave them out')
-        dt,septic,seen,days = onset_and_days(label, g)
+        dt,septic,seen,days = onset_and_days(label, g, rule)
         alerts = alert_starts(positive, g.code).astype(float) if alert is None else g.total(alert)
         n,lead = alert_tally(g.code, dt, alerts, len(days))
         self.level = _level_sums(label, risk, positive, g.code, utility_at(label, dt))
@@ -146,7 +148,8 @@ def evaluate(
     patient=None, # (n,) whom to resample; None: each stay is a patient of its own
     n=200, seed=42, # Resamples; 0: no interval
     progress=lambda it, **kw: it, # Wraps the resamples, e.g. tqdm
+    rule=CHALLENGE_RULE, # What label 1 means: onset, lead time and utility follow from it
 )->pd.DataFrame:  # Index `METRICS`; columns `value`, `lo`, `hi` (95 %)
     "All metrics with their interval over patients; `ValueError` if labels have one class or a risk is missing"
-    cohort = Cohort(label, risk, positive, stay, hour, alert, patient)
+    cohort = Cohort(label, risk, positive, stay, hour, alert, patient, rule)
     return intervals(cohort.values(), cohort.draws(n, seed, progress)) if n else pd.DataFrame(cohort.values())

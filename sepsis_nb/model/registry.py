@@ -126,12 +126,13 @@ def champion_decision(champion, score, evaluation, gates=(None, None))->tuple: #
     "Does a challenger of this score replace it, and why; with both `gates` (see `log_gate`) by their paired difference"
     if not np.isfinite(score): return False, f'its score is {score}'
     if champion is None: return True, 'there was no champion'
+    from sepsis_nb.model.gate import labels_differ, paired # imports scikit-learn, which a worker never needs
     base,new = gates
+    if base and new and (why := labels_differ(base, new)): return False, f'{why}, so the scores do not compare'
     if champion.get('evaluation') != evaluation or base and new and base['evaluation'] != new['evaluation']:
         return False, 'the champion was evaluated on other data, folds or seed, so the scores do not compare'
     same,was = 'on the same evaluation', float(champion['score'])
     if not (base and new): return score > was, f"{score:.4f} against the champion's {was:.4f} {same}"
-    from sepsis_nb.model.gate import paired # imports scikit-learn, which a worker never needs
     d = paired(base, new, ('utility',)).loc['utility']
     return bool(d.better), (f"utility {d.new:.4f} against the champion's {d.base:.4f} {same}: "
                             f"{d['diff']:+.4f}, 95 % interval {d.lo:+.4f} to {d.hi:+.4f}, paired over patients")

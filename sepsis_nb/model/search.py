@@ -56,9 +56,9 @@ def inner_risks(
 def best_utility(stays:Stays, r, rows)->tuple: # r: (n,) risks; rows: (n,) bool, those that count
     "The threshold with the highest utility, and that utility; 0 where no stay is septic"
     args = stays.of(r, rows=rows)
-    curve = threshold_curve(*args)
+    curve = threshold_curve(*args, rule=stays.rule)
     top = curve.loc[curve.gain.idxmax()]
-    s = stay_utility(args[0], args[1] > np.inf, *args[2:]).sum()
+    s = stay_utility(args[0], args[1] > np.inf, *args[2:], rule=stays.rule).sum()
     return float(top.threshold), float(top.gain/(s.best-s.silent)) if s.best > s.silent else 0.
 
 # %% ../../nbs/model/50_search.ipynb #caf006e2
@@ -108,7 +108,7 @@ def fit_decision(stays:Stays, r, rows, limits:TrainingRange, budget, floor)->Dec
     y,p,stay,hour = stays.of(calibration.apply(r), rows=rows)
     indeterminate = indeterminate_rows(stays.spec, limits, stays.X[rows])
     policy,_ = choose_policy(y, p, stay, hour, indeterminate, budget=budget, floor=floor)
-    return DecisionRule(best_threshold(y, p, stay, hour), calibration, limits, policy)
+    return DecisionRule(best_threshold(y, p, stay, hour, stays.rule), calibration, limits, policy)
 
 def decide(rule:DecisionRule, stays:Stays, r, rows=slice(None))->Decisions: # r: (n,) raw risks
     "Risk, positive rows and alerts by one rule, of `rows`: (n,) bool or a slice"
@@ -165,7 +165,8 @@ def fold_results(stays:Stays, fold, found:Decisions, rules, pick)->pd.DataFrame:
         out = dict(patients=int((fold == i).sum()), septic=int(stays.septic[fold == i].sum()), candidate=int(pick[i]),
                    threshold=rule.threshold, alert_threshold=rule.policy.alert_threshold)
         if len(np.unique(stays.y[k & ~np.isnan(stays.y)])) < 2: return out | dict.fromkeys(names, np.nan)
-        return out | evaluate(*stays.of(found.risk, found.positive, rows=k), n=0).value[names].to_dict()
+        args = stays.of(found.risk, found.positive, rows=k)
+        return out | evaluate(*args, n=0, rule=stays.rule).value[names].to_dict()
     return pd.DataFrame([row(i) for i in range(len(pick))]).rename_axis('fold')
 
 # %% ../../nbs/model/50_search.ipynb #e89ea81b
@@ -190,7 +191,7 @@ def cross_validate(
     raw,models,model = _held_out(stays, fold, name, [options[c] for c in pick], final, one_in, seed, progress)
     found,rules = _decide_folds(stays, fold, raw, [inner[c,i] for i,c in enumerate(pick)], budget, floor)
     use = fit_decision(stays, raw, f >= 0, training_range(stays, f != 0, f == 0), budget, floor)
-    cohort = Cohort(*stays.of(found.risk, found.positive), alert=found.alert)
+    cohort = Cohort(*stays.of(found.risk, found.positive), alert=found.alert, rule=stays.rule)
     resamples = cohort.draws(RESAMPLES, seed, progress)
     search = pd.DataFrame(dict(params=params_text(options), inner_utility=scores.mean(0),
                                folds_won=np.bincount(pick, minlength=len(options))))

@@ -12,6 +12,7 @@ from ..data import tidy
 from .load import folder_scorer, scaler_of
 from .registry import Ref
 from ..rows.signals import KNOWN
+from ..rows.tables import Table
 from ..settings import load_settings
 
 # %% ../../nbs/model/64_serve.ipynb #364b7934
@@ -25,7 +26,7 @@ class RowsModel:
         found,some = ', '.join(map(str, df)), ', '.join(self.scorer.spec.signals[:4])
         if not KNOWN & set(df): raise ValueError(f'no signal among the columns {found} (MLflow leaves out what the '
             f"model's signature does not name); send signals such as {some}")
-        out = self.scorer.score(tidy(df, 'the rows sent'))
+        out = self.scorer.score(tidy(Table(df, 'the rows sent', 1))[0])
         return out[[c for c in ANSWER if c in out]]
 
 def _load_pyfunc(path): # path: folder of the model; the name is MLflow's

@@ -8,16 +8,17 @@ __all__ = ['log', 'LEAST_SEPTIC', 'Stays', 'table_stays', 'check_memory', 'check
 
 # %% ../../nbs/model/10_stays.ipynb #86e4d3ce
 import logging, numpy as np, os, pandas as pd
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
-from ..data import read
+from ..data import read_source
 from ..features import FeatureSpec, fold_table, missing_needs
 from .cohort import in_force
 from ..rows.findings import data_digest, findings
-from ..rows.signals import KNOWN, signal_rows
+from ..rows.onset import CHALLENGE_RULE, LabelRule, declared_rule, label_findings
+from ..rows.signals import KNOWN, hours, signal_rows
 from ..settings import private_folder
 
 # %% ../../nbs/model/10_stays.ipynb #53b76090
@@ -35,6 +36,7 @@ class Stays:
     digest:str            # Of the data as read, from `data_digest`
     df:pd.DataFrame       # The rows as read, for the report
     spec:FeatureSpec      # What the columns of `X` are
+    rule:LabelRule = CHALLENGE_RULE # What label 1 means; all that counts from onset takes it
     def __repr__(self):
         c = self.counts['count']
         return f'Stays({c.stays:,} stays, {c.septic_stays:,} septic, {c.rows:,} rows; {self.spec!r})'
@@ -69,6 +71,7 @@ def table_stays(
     digest='',            # Of the data as read
     left=(),              # More counts, as (name, number): what was left out
     cache:Path|None=None, # Folder of features already computed; None: compute
+    rule:LabelRule|None=None, # What label 1 means; None: as `df` is declared
 )->Stays:
     "The stays of a table"
     X,hour,number = _cached_fold(df, spec, digest, cache) if cache else fold_table(df, spec)
@@ -76,7 +79,8 @@ def table_stays(
     stay,y = pd.factorize(who*(number.max()+1)+number)[0], df.label.to_numpy(float)
     counts = dict(patients=len(ids), stays=stay.max()+1, septic_stays=len(set(stay[y == 1])), rows=len(df),
                   rows_labelled_1=(y == 1).sum(), rows_without_label=np.isnan(y).sum(), features=len(spec.names))
-    return Stays(X, y, who, ids, stay, hour, pd.DataFrame(dict(count=counts | dict(left))), found, digest, df, spec)
+    counts = pd.DataFrame(dict(count=counts | dict(left)))
+    return Stays(X, y, who, ids, stay, hour, counts, found, digest, df, spec, rule or declared_rule(df))
 
 # %% ../../nbs/model/10_stays.ipynb #5d33153b
 def check_memory(rows:int, spec:FeatureSpec, free=None)->float: # GB; free: None: what the machine has now
@@ -112,12 +116,27 @@ def check_septic(df:pd.DataFrame, where): # df: tidy, with labels; where: for me
     if ones < 10: log.warning('%s: only %d septic patients; the run shows that the steps work, not how good a model is',
                               where, ones)
 
-def load_stays(data, spec:FeatureSpec, cache=None, use='training')->Stays: # Of `data.read`, `table_stays`; for messages
+def _label_findings(raw, s):
+    "`label_findings` of stays, with the places of their rows in the raw frame"
+    known = raw.patient_id.isin(s.ids).to_numpy()
+    code,hour = np.zeros(len(raw), int), np.zeros(len(raw))
+    code[known],hour[known] = s.stay, hours(s.df.time) if 'time' in s.df else s.hour
+    return label_findings(raw.patient_id, raw.label, hour, s.rule, code)
+
+def load_stays(
+    data, spec:FeatureSpec, cache=None, # As of `data.read`, `table_stays`
+    use='training',                # For messages
+    rule:LabelRule|None=None,      # What label 1 means in these data; None: as their map says
+    map='',                        # Of `data.read_source`
+)->Stays:
     "Read, extract and count; `ValueError` if the data cannot train a model, `MemoryError` if they would not fit"
-    df,left = check_labels(raw := read(data), data, use)
+    source = read_source(data, map=map)
+    df,left = check_labels(raw := source.df, data, use)
     if use == 'training': check_septic(df, data)
     check_memory(len(df), spec)
-    s = table_stays(df, spec, findings(raw), data_digest(raw), left, cache)
+    s = table_stays(df, spec, None, data_digest(raw), left, cache, rule or source.rule)
+    found = findings(raw, source.notes)
+    s = replace(s, findings=pd.concat([found, _label_findings(raw, s)], ignore_index=True))
     if missing_needs(spec, s.X).any(1).all(): raise ValueError(
         f"{data}: no row has what spec {spec.name} needs ({', '.join(spec.needs)}); "
         f"its columns are {', '.join(c for c in df if c in KNOWN)}. Add what is missing, or take a smaller spec.")

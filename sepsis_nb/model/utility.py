@@ -9,6 +9,7 @@ __all__ = ['DT_EARLY', 'DT_OPTIMAL', 'DT_LATE', 'MAX_U_TP', 'MIN_U_FN', 'U_FP', 
 # %% ../../nbs/model/41_utility.ipynb #u7ility01
 import numpy as np, pandas as pd
 from .cohort import HourlyGrid, ranking
+from ..rows.onset import CHALLENGE_RULE, onset_of
 
 # %% ../../nbs/model/41_utility.ipynb #b2f08444
 DT_EARLY,DT_OPTIMAL,DT_LATE = -12, -6, 3         # h from onset
@@ -27,44 +28,42 @@ def hourly_utility(dt): # (n,) hours from onset, negative before it; NaN: the st
     return out
 
 # %% ../../nbs/model/41_utility.ipynb #46e2cd98
-def from_onset(label, code, hour): # (cells,) each: 0/1 or NaN; stay, 0-based; hour on its clock
+def from_onset(label, code, hour, rule=CHALLENGE_RULE): # (cells,) each, as for `onset_of`
     "(n,) hours of each cell from its stay's onset; NaN: the stay has none"
-    first = np.full(1+code.max(initial=-1), np.inf)
-    np.minimum.at(first, code[label == 1], hour[label == 1])
-    return hour - np.where(np.isinf(first), np.nan, first)[code] + DT_OPTIMAL
+    return hour - onset_of(label, hour, rule, code)[0][code]
 
 def utility_at(label, dt): # (n,) 0/1, NaN: unknown; (n,) hours from onset, NaN: never
     "(n, 2) `hourly_utility`, and 0 where there is no label"
     return np.where(np.isnan(label)[:,None], 0., hourly_utility(dt))
 
-def grid_utility(label, stay, hour=None)->tuple: # (n,) as of `labelled_grid`
+def grid_utility(label, stay, hour=None, rule=CHALLENGE_RULE)->tuple: # (n,) as of `labelled_grid`
     "`HourlyGrid`, and (cells, 2) utility of silence and of an alert; `ValueError` if lengths differ"
     if len(stay) != len(label): raise ValueError(f'{len(label)} labels but {len(stay)} stays; pass one of each a row')
     g = HourlyGrid(stay, hour)
     y = g.label(label)
-    return g, utility_at(y, from_onset(y, g.code, g.hour))
+    return g, utility_at(y, from_onset(y, g.code, g.hour, rule))
 
 # %% ../../nbs/model/41_utility.ipynb #28fc7a60
-def stay_utility(label, positive, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
+def stay_utility(label, positive, stay, hour=None, rule=CHALLENGE_RULE)->pd.DataFrame: # (n,) as of `evaluate`
     "`observed`, `best`, `silent` utility; index stay, as they appear; `ValueError` if lengths differ"
     if len(positive) != len(label): raise ValueError(
         f'{len(label)} labels but {len(positive)} decisions; pass one of each a row')
-    g,u = grid_utility(label, stay, hour)
+    g,u = grid_utility(label, stay, hour, rule)
     observed = np.where(g.take(np.asarray(positive, bool)), u[:,1], u[:,0])
     sums = pd.DataFrame(dict(observed=observed, best=u.max(1), silent=u[:,0])).groupby(g.code).sum()
     return sums.set_axis(pd.unique(np.asarray(stay)))
 
 # %% ../../nbs/model/41_utility.ipynb #c999a1d8
-def utility(label, positive, stay, hour=None)->float: # (n,) as of `evaluate`
+def utility(label, positive, stay, hour=None, rule=CHALLENGE_RULE)->float: # (n,) as of `evaluate`
     "Normalised utility (Reyna et al. 2020), 1 the best; `ValueError` without a septic stay"
-    s = stay_utility(label, positive, stay, hour).sum()
+    s = stay_utility(label, positive, stay, hour, rule).sum()
     if s.best == s.silent: raise ValueError('no label is 1: the normalised utility needs at least one septic stay')
     return float((s.observed-s.silent)/(s.best-s.silent))
 
 # %% ../../nbs/model/41_utility.ipynb #da6cb30a
-def threshold_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `evaluate`
+def threshold_curve(label, risk, stay, hour=None, rule=CHALLENGE_RULE)->pd.DataFrame: # (n,) as of `evaluate`
     "`threshold` falling, `gain` over silence (plain sum), `alerted` share of hours at `risk >= threshold`"
-    g,u = grid_utility(label, stay, hour)
+    g,u = grid_utility(label, stay, hour, rule)
     risk = g.take(np.asarray(risk, float))
     order,ends = ranking(risk)
     gain,top = np.cumsum((u[:,1]-u[:,0])[order]),max(1., risk[order[0]])
@@ -72,6 +71,6 @@ def threshold_curve(label, risk, stay, hour=None)->pd.DataFrame: # (n,) as of `e
     never = pd.DataFrame(dict(threshold=[np.nextafter(top, 2*top)], gain=[0.], alerted=[0.]))
     return pd.concat([never, curve], ignore_index=True)
 
-def best_threshold(label, risk, stay, hour=None)->float: # (n,) as of `evaluate`, of held-out rows
+def best_threshold(label, risk, stay, hour=None, rule=CHALLENGE_RULE)->float: # (n,) of held-out rows, as of `evaluate`
     "The threshold with the highest utility; above 1: silence is best"
-    return float(threshold_curve(label, risk, stay, hour).set_index('threshold').gain.idxmax())
+    return float(threshold_curve(label, risk, stay, hour, rule).set_index('threshold').gain.idxmax())

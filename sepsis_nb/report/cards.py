@@ -41,11 +41,11 @@ def model_card(job, stays, best, external, tables)->str: # tables: `subgroups` a
     "Card of the best `Outcome` of a `Job` on `Stays`; `external`: an `External`, or None"
     metrics = {'held out':best.metrics} | (dict(external=external.metrics) if external else {})
     groups = tables.get('subgroups')
-    return render('model_card.md', job=job, stays=stays, best=best, metrics=metrics_table(metrics),
+    return render('model_card.md', job=job, stays=stays, best=best, external=external, metrics=metrics_table(metrics),
                   subgroups=None if groups is None else group_table(groups),
                   indeterminate=tables.get('indeterminate'),
                   source=Path(job.data).name, parameters=params_text([best.params])[0],
-                  evaluation=evaluation_of(job, stays.digest), command=repeat_command(job))
+                  evaluation=evaluation_of(job, stays.digest, stays.rule), command=repeat_command(job))
 
 def conclusion(job, stays, best, external=None)->str: # As of `model_card`; Markdown
     "What a run found, in a few sentences"

@@ -8,21 +8,22 @@ __all__ = ['plot_stay']
 # %% ../../nbs/report/31_stay_plot.ipynb #014c2b54
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, textwrap
 from ..model.policy import Policy
-from ..model.utility import DT_EARLY, DT_LATE, DT_OPTIMAL
+from ..model.utility import DT_EARLY, DT_LATE
 from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, plain_axes, set_title
 from .text import percent
 from ..rows.labels import feature_text
+from ..rows.onset import CHALLENGE_RULE, onset_of
 from ..rows.signals import SIGNALS
 
 # %% ../../nbs/report/31_stay_plot.ipynb #11d0a6b2
-def _onset(hour, label):
+def _onset(hour, label, rule):
     "Hour of the onset; None if the stay has none, or one that was not seen"
-    one = np.asarray(label) == 1
-    return hour[one].min()-DT_OPTIMAL if one.any() and not one[0] else None
+    (onset,),(seen,) = onset_of(label, hour, rule)
+    return onset if seen else None
 
-def _stay_text(h, risk, alert, label, kind, policy):
+def _stay_text(h, risk, alert, label, kind, policy, rule=CHALLENGE_RULE):
     "What happened in a stay, in words"
-    alerts,onset = h[alert],_onset(h, label)
+    alerts,onset = h[alert],_onset(h, label, rule)
     if not (np.asarray(label) == 1).any():
         return f'{kind}: {len(alerts)} alert{"s"*(len(alerts) != 1)} in {len(h)} hours of a stay without sepsis'
     if onset is None: return f'{kind}: septic from the first row'
@@ -94,11 +95,12 @@ def plot_stay(
     kind:str,             # `early alert`, `missed stay` or `false alert`: begins the title
     why, at,              # `contribution_table` of one row, and which row (0 to k-1); None: no bars
     signals:pd.DataFrame, # k rows of measured values, one strip a column
+    rule=CHALLENGE_RULE,  # What label 1 means
 ):
     "One stay hour by hour"
-    title = _stay_text(hour, risk, alert, label, kind, policy)
+    title = _stay_text(hour, risk, alert, label, kind, policy, rule)
     fig,axd = _stay_axes(title, signals.shape[1], why is not None)
-    ax,onset = axd['risk'],_onset(hour, label)
+    ax,onset = axd['risk'],_onset(hour, label, rule)
     _risk(ax, hour, risk, alert, policy)
     hidden = hour[indeterminate]
     if len(hidden): ax.plot(hidden, 0*hidden, '|', color=ORANGE, ms=9, mew=2, label='indeterminate')

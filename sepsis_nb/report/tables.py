@@ -12,6 +12,7 @@ from ..model.describe import stay_facts
 from ..model.metrics import METRICS
 from .plots import GROUP_METRICS
 from .text import metric_text, number_text, percent, render
+from ..rows.onset import CHALLENGE_RULE, rules_differ
 
 # %% ../../nbs/report/20_tables.ipynb #a779a7c7
 def headline(metrics:pd.DataFrame, cohort:dict, note='')->str: # From `evaluate` and `count_cohort`; `Html`
@@ -52,12 +53,14 @@ def data_card(df:pd.DataFrame, **others)->pd.DataFrame: # Tidy rows; others: of 
     return pd.DataFrame({k:_column(v) for k,v in sets.items()}).rename_axis('fact')
 
 # %% ../../nbs/report/20_tables.ipynb #fad3fc08
-def label_meaning(df:pd.DataFrame)->str: # Markdown
-    "What a label of 1 means in tidy rows, and what it does not"
+def label_meaning(df:pd.DataFrame, rule=CHALLENGE_RULE, place='', training=None)->str: # Markdown
+    """What a label of 1 means in tidy rows, and what it does not; `place`: words for which rows; `training`: the rule
+    of the training data, if these rows are others"""
     s = stay_facts(df)
     s = s[s.septic]
     low,high = s.rows_1.quantile([.05, .95]).fillna(0).round().astype(int)
-    return render('label.md', low=low, high=high, from_start=int(s.from_start.sum()), septic=len(s))
+    return render('label.md', low=low, high=high, from_start=int(s.from_start.sum()), septic=len(s), rule=rule,
+                  place=place, differs=rules_differ(training or rule, rule)).strip()
 
 # %% ../../nbs/report/20_tables.ipynb #d0a6c9ee
 def policy_table(places:dict)->pd.DataFrame: # Place (`held out`, `external`) to `policy_targets` there

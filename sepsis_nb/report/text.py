@@ -9,6 +9,7 @@ __all__ = ['TEMPLATES', 'number_text', 'percent', 'metric_text', 'Html', 'render
 import numpy as np, pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from ..model.metrics import METRICS
+from ..rows.onset import rule_text, rules_differ
 
 # %% ../../nbs/report/10_text.ipynb #1534d5e9
 def number_text(x:float|None, digits=3)->str: # digits: after the point
@@ -39,7 +40,8 @@ class Html(str):
 
 TEMPLATES = Environment(loader=PackageLoader('sepsis_nb', 'report'), autoescape=select_autoescape(['html']),
                         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-TEMPLATES.globals |= dict(number_text=number_text, percent=percent, metric_text=metric_text)
+TEMPLATES.globals |= dict(number_text=number_text, percent=percent, metric_text=metric_text, rule_text=rule_text,
+                          rules_differ=rules_differ)
 def render(template:str, **values)->str: # template: name of its file; an .html file gives `Html`
     "A template of `sepsis_nb/report` filled with values; Jinja's `TemplateNotFound` names a file that is not there"
     text = TEMPLATES.get_template(template).render(values)

@@ -128,8 +128,9 @@ WARNINGS = dict(
         'long; nobody is forgotten by that')
 class Pipeline:
     "One worker's batches: from messages to acknowledged outputs and states"
-    def __init__(self, settings, scorer, delivery): # `Settings`, `Scorer`, `Delivery`
+    def __init__(self, settings, scorer, delivery, feed=None): # `Settings`, `Scorer`, `Delivery`, `MessageMap` or None
         self.settings,self.scorer,self.delivery,self.lock = settings,scorer,delivery,asyncio.Lock()
+        self.feed = feed
         self.asker,self.thread = TopicAsker(settings.kafka, settings.topics.input), ThreadPoolExecutor(1)
         self.confirmed,self.confirming = 0., asyncio.Lock() # when the topic was the same, s; one question at a time
         self.topic = None # `TopicId` for which states were read last, with the partitions by which they lie
@@ -269,7 +270,8 @@ async def process(self:Pipeline, messages, ends, done): # ends: partition to the
     async with self.lock:
         patients,w = await self.load({m.partition for m in messages}), self.settings.worker
         await self.look(patients, messages)
-        batch = score_batch(self.scorer, patients, messages, w.max_message_kb*1024, w.silence_ms, self.grown)
+        batch = score_batch(self.scorer, patients, messages, w.max_message_kb*1024, w.silence_ms, self.grown,
+                            self.feed)
         for p in batch.partitions: patients[p].progress.end = max(patients[p].progress.end, ends[p])
         def delivered(): self.next |= ends; done()
         before,what = self.under_way, f'delivery of {len(messages)} messages'

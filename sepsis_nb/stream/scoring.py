@@ -14,6 +14,7 @@ from ..data import BadMessage, parse
 from ..model.scorer import Beds, Scorer
 from ..settings import Worker
 from .batches import Undecodable
+from .feed import parse_mapped
 from .kafka import default_partition
 from .progress import PROGRESS_KEY
 from .states import NEVER, pack_state
@@ -21,12 +22,12 @@ from ..terminal import printable
 
 # %% ../../nbs/stream/31_scoring.ipynb #aa53bbba
 MAX_ID = 200 # characters; an id is sent again as key and in the output
-def check_message(key, value, signals, limit:int)->tuple: # key, value: bytes or None; signals: as `signals_of`
-    "(`Parsed`, list of reasons) of a message of at most `limit` bytes; `BadMessage`: why it is no row"
+def check_message(key, value, signals, limit:int, feed=None)->tuple: # key, value: bytes, or None; signals: `signals_of`
+    "(`Parsed`, list of reasons) of a message of at most `limit` bytes, by a map if any; `BadMessage`: why it is no row"
     if isinstance(value, Undecodable): raise BadMessage(value.reason)
     size = len(key or b'')+len(value or b'')
     if size > limit: raise BadMessage(f'too-large: {size} bytes, at most {limit} are taken')
-    try: row = parse(value, signals)
+    try: row = parse(value, signals) if feed is None else parse_mapped(value, signals, feed)
     except BadMessage: raise
     except Exception as e: raise BadMessage(f'unreadable: {type(e).__name__}') from e # or it would come again for ever
     if (n := len(row.patient_id)) > MAX_ID:
@@ -90,7 +91,7 @@ class Batch:
         return out+[(p, PROGRESS_KEY, patients[p].progress.pack()) for p in self.partitions]
 
 # %% ../../nbs/stream/31_scoring.ipynb #c1f98b5e
-def _sort_messages(batch, signals, patients, messages, limit, silence_ms, grown):
+def _sort_messages(batch, signals, patients, messages, limit, silence_ms, grown, feed=None):
     "The rows to score, as (message, `Parsed`, slot, reasons); the others go to `batch`"
     rows = []
     for m in messages:
@@ -98,7 +99,7 @@ def _sort_messages(batch, signals, patients, messages, limit, silence_ms, grown)
         if not here.progress.take(m.offset, m.timestamp, silence_ms): batch.counts['repeated'] += 1; continue
         if grown and _waits(here, m, grown): batch.counts['waiting'] += 1; continue
         if m.key and m.value is None: _forget(batch, here, m, limit); continue
-        try: row,reasons = check_message(m.key, m.value, signals, limit)
+        try: row,reasons = check_message(m.key, m.value, signals, limit, feed)
         except BadMessage as e:
             batch.dead.append((m.partition, *dead_letter(m, str(e), limit)))
             batch.counts[f'dead.{e.slug}'] += 1
@@ -188,13 +189,13 @@ def _score_rows(batch, scorer, patients, rows):
 
 # %% ../../nbs/stream/31_scoring.ipynb #cb0d92c5
 def score_batch(scorer:Scorer, patients:dict, messages:list, limit:int, silence_ms:int=Worker().silence_ms,
-                grown:int=0)->Batch:
+                grown:int=0, feed=None)->Batch:
     """Everything that Kafka messages, in order within each partition, lead to; `patients`: partition to `Patients`,
     updated; `limit`: bytes of key and value; after `silence_ms` a patient's state begins anew; `grown`: partitions of
-    the topic, if states lie by fewer"""
+    the topic, if states lie by fewer; `feed`: the `MessageMap` of the messages, None: names of our own"""
     batch = Batch(counts=Counter(rows=len(messages)), partitions=sorted({m.partition for m in messages}))
     jumps = sum(patients[p].progress.jumps for p in batch.partitions)
-    rows = _sort_messages(batch, scorer.spec.declared, patients, messages, limit, silence_ms, grown)
+    rows = _sort_messages(batch, scorer.spec.declared, patients, messages, limit, silence_ms, grown, feed)
     if rows: _score_rows(batch, scorer, patients, rows)
     batch.counts['time_jumps'] = sum(patients[p].progress.jumps for p in batch.partitions)-jumps
     for p in batch.partitions: patients[p].clear_released()

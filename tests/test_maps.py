@@ -1,0 +1,187 @@
+"Any source by its map: what is read, what is refused, and what a message of the same ward becomes"
+import numpy as np, orjson, pandas as pd, pytest, zipfile
+from collections import namedtuple
+from sepsis_nb.data import fitting, read, read_source
+from sepsis_nb.features import SPECS
+from sepsis_nb.model.policy import Policy
+from sepsis_nb.model.scorer import Scorer
+from sepsis_nb.rows.maps import built_in, load_map, parse_map
+from sepsis_nb.rows.onset import LabelRule
+from sepsis_nb.stream.feed import message_map
+from sepsis_nb.stream.scoring import score_batch
+from sepsis_nb.stream.states import Patients
+
+WARD = '''
+[[table]]
+files = "vitals.*"
+patient = "stay"
+time = "t"
+time_as = "hours"
+ignore = ["bed"]
+[table.signals]
+HR = "heart_rate"
+Temp = {name = "temp", unit = "°F"}
+[[table]]
+files = "labs.*"
+layout = "long"
+patient = "stay"
+time = "t"
+time_as = "hours"
+code = "what"
+value = "x"
+unit = "u"
+[table.signals]
+Glucose = "glu"
+Lactate = "lac"
+[[table]]
+files = "sta.*"
+patient = "stay"
+[table.signals]
+Age = "age"
+Gender = {name = "sex", values = {F = 0, M = 1}}
+[[table]]
+files = "onset.*"
+optional = true
+patient = "stay"
+onset = "at"
+time_as = "hours"
+[label]
+before_h = 2
+after_h = 1
+cut = true
+'''
+FILES = dict(
+    vitals='stay;t;heart_rate;temp;bed\n007;0;80;98,6;1\n007;1;82;;1\n8;0;70;212,0;2\n8;5;71;;2\n',
+    labs='stay,t,what,x,u\n007,1,glu,5.5,mmol/L\n007,1,glu,6.5,mmol/L\n8,2,lac,1.5,\n8,2,mood,low,\n9,2,lac,1,mmol/L\n',
+    sta='stay,age,sex\n007,61,F\n8,70,M\n77,50,M\n', onset='stay,at\n8,2\n')
+
+@pytest.fixture
+def ward(tmp_path):
+    "A folder with the files of a ward, and the path of its map"
+    (tmp_path/'ward').mkdir()
+    (tmp_path/'ward.toml').write_text(WARD)
+    def put(**files):
+        for name,text in (FILES | files).items(): (tmp_path/'ward'/f'{name}.csv').write_text(text)
+        return tmp_path/'ward', tmp_path/'ward.toml'
+    return put
+
+def test_a_ward(ward):
+    folder,m = ward()
+    s = read_source(folder, map=m)
+    rows = [[*r] for r in s.df[['patient_id', 'time']].itertuples(index=False)]
+    assert rows == [['007', 0], ['007', 1], ['8', 0], ['8', 2], ['9', 2]] # the row at hour 5 is behind the cut
+    np.testing.assert_allclose(s.df.Temp, [37, np.nan, 100, np.nan, np.nan])
+    np.testing.assert_allclose(s.df.Glucose, [np.nan, 6*18.016, np.nan, np.nan, np.nan], rtol=1e-3)
+    np.testing.assert_allclose(s.df.Gender, [0, 0, 1, 1, np.nan])
+    assert s.df.label.tolist() == [0, 0, 1, 1, 0] and s.rule == LabelRule(2, 1, True)
+    said = dict(zip(s.notes.finding, s.notes.rows))
+    assert said['several values of one signal at one time'] == 2
+    assert said['row after the stay is cut'] == 1
+    assert said['row without a partner in sta.*'] == 1 and said['row of sta.* without a partner'] == 1
+    assert said['column or code of no known signal'] == 1 # mood
+    by = s.columns.set_index('column')
+    assert by.what[['bed', 'mood', 'stay']].iloc[:3].tolist()[:2] == ['ignored', 'unknown']
+    assert by.unit['glu'] == 'mmol/L' and by.given['temp'] and not by.given['heart_rate']
+
+def test_folder_zip_and_files_are_one_source(ward, tmp_path):
+    folder,m = ward()
+    whole = read(folder, map=m)
+    with zipfile.ZipFile(tmp_path/'ward.zip', 'w') as z:
+        for p in folder.iterdir(): z.write(p, f'export/{p.name}')
+    pd.testing.assert_frame_equal(read(tmp_path/'ward.zip', map=m), whole)
+    pd.testing.assert_frame_equal(read(sorted(folder.iterdir(), reverse=True), map=m), whole)
+
+@pytest.mark.parametrize('files, words', [
+    (dict(vitals=FILES['vitals'].replace('stay;t', 'stay;zeit')), 'vitals.csv: ward.toml table 1 needs the columns t'),
+    (dict(vitals=FILES['vitals'].replace(';82;', ';high;')),
+     "vitals.csv row 3 column heart_rate: 'high' is not a number"),
+    (dict(vitals=FILES['vitals'].replace('8;5', ';5')), 'vitals.csv row 5 column stay'),
+    (dict(vitals=FILES['vitals'].replace('8;5;', '8;;')), 'vitals.csv row 5 column t'),
+    (dict(vitals=FILES['vitals'].replace('temp', 'temp [°C]')), "the header says '°C' and the map '°F'"),
+    (dict(labs=FILES['labs'].replace('5.5,mmol/L', '5.5,mmHg')), "code 'glu': unit 'mmHg' is not known for Glucose"),
+    (dict(labs=FILES['labs'].replace('6.5', '<6.5')), "labs.csv row 3 column x: '<6.5'"),
+    (dict(labs=FILES['labs'].replace('9,2', ',2')), "labs.csv row 6 (code 'lac'): no patient id"),
+    (dict(labs=FILES['labs'].replace('9,2', '9,')), "labs.csv row 6 (code 'lac'): no time"),
+    (dict(labs='stay,t,what,x,u\n7,1,mood,5,\n'), 'labs.csv: no code is known; found: mood'),
+    (dict(sta=FILES['sta'].replace('61,F', '61,W')),
+     "sta.csv row 2 column sex: 'W' is no known category; known are F, M"),
+    (dict(sta=FILES['sta']+'8,71,M\n'), 'sta.*: patient 8 has two different rows'),
+    (dict(onset=FILES['onset']+'8,3\n'), 'onset.*: patient 8 has two times of onset'),
+    (dict(onset='stay,at\n8,2025-01-31 10:00\n'),
+     "onset.csv row 2 column at: '2025-01-31 10:00' is not a number")])
+def test_refused(ward, files, words):
+    folder,m = ward(**files)
+    with pytest.raises(ValueError) as e: read(folder, map=m)
+    assert words in str(e.value) and '\n' not in str(e.value)
+
+def test_two_layouts_are_refused(ward):
+    folder,m = ward()
+    (folder/'own.csv').write_text('patient_id,time,HR\n1,0,80\n')
+    with pytest.raises(ValueError, match='two layouts.*own.csv'): read(folder, map=m)
+    with pytest.raises(ValueError, match='two layouts'): read(['sample', 'sample-eicu'])
+    with pytest.raises(ValueError, match='both columns and a map'): read('sample', {'RR':'Resp'}, 'yaib')
+
+def test_known_layouts_are_recognised(tmp_path):
+    s = read_source('sample-eicu')
+    assert s.map == 'yaib' and s.rule == LabelRule(6, 6, True) and len(s.df) == 42524 and s.df.label.sum() == 806
+    assert (s.columns.signal != '').sum() >= 30 and s.df.FiO2.max() <= 1
+    assert read_source('sample').map == ''
+    assert fitting('sample-eicu', 'yaib') == '' and set(built_in()) >= {'clif', 'meds', 'omop', 'yaib'}
+    when = pd.to_datetime(['2025-01-31 10:00', '2025-01-31 11:00']*2)
+    meds = pd.DataFrame(dict(subject_id=[1, 1, 2, 2], time=when, code=['LOINC//8867-4']*4,
+                             numeric_value=[80., 82, 90, 91], unit=None))
+    meds.loc[4] = [2, None, 'GENDER//M', None, None]
+    (tmp_path/'m'/'data').mkdir(parents=True)
+    meds.astype(dict(subject_id=int)).to_parquet(tmp_path/'m'/'data'/'0.parquet', index=False)
+    got = read_source(tmp_path/'m')
+    assert got.map == 'meds' and got.df.HR.tolist() == [80, 82, 90, 91] and got.df.Gender.tolist()[2:] == [1, 1]
+    assert str(got.df.time.dtype) == 'datetime64[us]'
+
+def test_order_of_events_does_not_matter(tmp_path):
+    rng = np.random.default_rng(0)
+    n = 3000
+    e = pd.DataFrame(dict(stay=rng.integers(0, 30, n).astype('str'), t=rng.integers(0, 40, n).astype(float),
+                          what=rng.choice(['hr', 'lac'], n), x=rng.integers(1, 99, n).astype(float)))
+    m = tmp_path/'m.toml'
+    m.write_text('[[table]]\nlayout="long"\npatient="stay"\ntime="t"\ntime_as="hours"\ncode="what"\nvalue="x"\n'
+                 'signals={HR="hr", Lactate="lac"}')
+    def rows(df, name):
+        p = tmp_path/name
+        df.to_parquet(p, index=False) if name.endswith('parquet') else df.to_csv(p, index=False)
+        return read(p, map=m).sort_values(['patient_id', 'time'], ignore_index=True)
+    want = e.pivot_table(index=['stay', 't'], columns='what', values='x', aggfunc='mean').reset_index()
+    for df,name in ((e, 'a.parquet'), (e.sample(frac=1, random_state=1), 'b.parquet'), (e, 'c.csv')):
+        got = rows(df, name)
+        assert got.patient_id.tolist() == want.stay.tolist()
+        np.testing.assert_allclose(got[['HR', 'Lactate']], want[['hr', 'lac']])
+
+def test_a_map_is_checked(tmp_path):
+    with pytest.raises(ValueError, match="no such file, and built in are challenge, clif"): load_map('wardd')
+    with pytest.raises(ValueError, match="x.toml table 1 key 'layout' 'tall' is unknown; known are wide, long"):
+        parse_map('[[table]]\npatient="a"\nlayout="tall"', 'x.toml')
+    (tmp_path/'bad.toml').write_bytes('name = "Stätion"'.encode('latin-1'))
+    with pytest.raises(ValueError, match='bad.toml: not UTF-8'): load_map(tmp_path/'bad.toml')
+
+def test_messages_of_the_ward():
+    "The worker scores a feed by the map: other names, °F, numbers as ids; the output repeats what came"
+    spec,Message = SPECS['monitor4'], namedtuple('Message', 'topic partition offset timestamp key value')
+    s = Scorer(spec, Policy(.6, .4, 5.), 'bits', '1', 'f0e1', lambda X: np.tile([.2, .8], (len(X), 1)))
+    text = WARD.replace('"hours"', '"minutes"', 1).split('[[table]]\nfiles = "labs')[0]
+    feed = message_map(parse_map(text, 'ward.toml'))
+    sent = [b'{"stay": 7, "t": 90, "heart_rate": 80, "temp": 98.6, "PULSE": 1, "Resp":18}', b'{"stay": 7, "rr": 18}',
+            b'{"stay": 7, "t": 150, "heart_rate": 300000, "Pulse": 81}']
+    messages = [Message('input-topic', 0, k, 0, b'7', raw) for k,raw in enumerate(sent)]
+    patients = {0:Patients(spec)}
+    got = score_batch(s, patients, messages, 10_000, feed=feed)
+    outs = [orjson.loads(o[2]) for o in got.outputs]
+    assert [o['original_data'] for o in outs] == [orjson.loads(sent[0]), orjson.loads(sent[2])]
+    assert {o['patient_id'] for o in outs} == {'7'} and got.counts['dead.no-signal'] == 1
+    assert 'out-of-range: HR' in outs[1]['quality']['reasons']
+    same = [dict(patient_id='7', time=1.5, HR=80, Temp=37, Resp=18),
+            dict(patient_id='7', time=2.5, HR=300000, Pulse=81)]
+    own = [m._replace(value=orjson.dumps(o)) for m,o in zip((messages[0], messages[2]), same)]
+    there = {0:Patients(spec)}
+    again = score_batch(s, there, own, 10_000)
+    assert [orjson.loads(o[2])['prediction_probabilities'] for o in again.outputs] == \
+        [o['prediction_probabilities'] for o in outs]
+    np.testing.assert_allclose(there[0].states[0], patients[0].states[0], rtol=1e-9)
