@@ -111,8 +111,7 @@ def test_second_hospital_is_what_was_published(eicu):
     assert (eicu.rule.before_h, eicu.rule.after_h, eicu.rule.cut) == (6, 6, True)
     assert df.time.min() == 0 and df.time.max() == 168 and df.patient_id.iloc[0] == '141765'
 
-# Adult reference values (Kratz et al., N Engl J Med 351:1548-63, 2004), wider where the ill are known to differ, as in
-# albumin; the most usual wrong unit is outside each
+# Wide bounds for the middle of adults in intensive care, of our own; the most usual wrong unit is outside each
 USUAL = dict(
     HR=(60, 100), O2Sat=(92, 100), Temp=(36, 38), SBP=(100, 140), MAP=(65, 100), DBP=(50, 90), Resp=(12, 25),
     FiO2=(.21, .6), pH=(7.35, 7.45), PaCO2=(32, 48), PaO2=(75, 120), HCO3=(21, 28), Glucose=(70, 180), BUN=(8, 25),

@@ -245,7 +245,7 @@ def survey(self:Events):
         told.append(described(where := self.where, code, c, said if plain else '', values=values))
         read.append((code, *(o or '' for o in unit), c.signal, factor, zero, c.value))
         empty += n-values
-    return told, read, [*self.notes, *_notes(self.where, left, empty, self.kept)]
+    return told, read, [*self.notes, *_notes(self.where, left, empty, f'columns {", ".join(self.t.only)}')]
 
 def _notes(where, left, empty, kept):
     o = [('event left out by `only` of the map', left, 0, where, kept),
