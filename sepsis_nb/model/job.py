@@ -98,7 +98,7 @@ class Job:
     def names(self): return list(dict.fromkeys(n.strip() for n in self.models.split(',') if n.strip()))
     @cached_property
     def base_spec(self):
-        if self.features == 'auto': return auto_spec(read(self.data))
+        if self.features == 'auto': return auto_spec(read(self.data, map=self.map))
         return SPECS.get(self.features) or _spec_file(self.features)
     @property
     def spec(self): return SEED_SPEC if self.protocol == 'seed' else self.base_spec.plus(self.extra)

@@ -11,9 +11,10 @@ from .signals import Signal
 
 # %% ../../nbs/rows/11_units.ipynb #176543cc
 _SPELLINGS = """
-1/min: /min bpm beats/min breaths/min br/min brpm rpm resp/min min^-1 min-1 /minute perminute s/min c/min
-°C: c cel celsius degc deg.c [degc] gradcelsius
-°F: f fahrenheit degf deg.f [degf]
+1/min: /min bpm beats/min breaths/min br/min brpm rpm resp/min min^-1 min-1 /minute perminute s/min c/min b/min
+1/min: beatsperminute breathsperminute beatspermin breathspermin
+°C: c cel celsius degc deg.c [degc] gradcelsius degreec degreesc degreecelsius degreescelsius
+°F: f fahrenheit degf deg.f [degf] degreef degreesf degreefahrenheit degreesfahrenheit
 K: kelvin degk
 %: percent pct prozent vol% vol.% %sat
 1: fraction ratio frac l/l unitless dimensionless none (nounits) nounits ph phunits inr [ph] [ph_units]
@@ -32,10 +33,11 @@ mg/dL urea: mg{urea}/dl mgurea/dl
 g/L urea: g{urea}/l gurea/l
 IU/L: u/l units/l unit/l [iu]/l [u]/l iu(l) ui/l ie/l e/l
 10^3/uL: 10^9/l k/ul k/mm3 k/mm^3 10^3/mm3 10^3/mm^3 k/cumm 10^3/cumm /nl 1/nl gpt/l giga/l 1000/ul
-10^3/uL: thou/ul thousand/ul tsd/ul tsd./ul th/ul th/mm3 mrd/l bil/l thousands/ul
+10^3/uL: thou/ul thousand/ul tsd/ul tsd./ul th/ul th/mm3 mrd/l bil/l thousands/ul thous/ul thou/mm3 thous/mm3
+10^3/uL: x1000/ul 10^3cells/ul cellsx10^3/ul
 10^4/uL: 万/ul 10^4/mm3 10^4/mm^3
 10^6/L: /ul 1/ul cells/ul /mm3 /mm^3 1/mm3 cells/mm3 /cumm zellen/ul mpt/l
-s: sec secs second seconds sek sekunden
+s: sec sec. secs second seconds sek sekunden
 h: hr hrs hour hours stunden
 min: minute minutes mins minuten
 days: d day tage
@@ -53,11 +55,11 @@ fL: um3 um^3
 """
 
 # %% ../../nbs/rows/11_units.ipynb #1f42c6a5
-_NOTE = re.compile(r'\s|\{(beats?|breaths?|cells?|counts?|#|ratio|INR|pH|fraction)\}', re.I) # says nothing more
+_NOTE = re.compile(r'\s|\{(beats?|breaths?|cells?|counts?|#|ratio|INR|pH|fraction|vol|sat)\}', re.I) # says nothing more
 _POWER = re.compile(r'^[x×*]?(?:10)?(\*\*?|\^|e\+?|\()(0?\d+)\)?(?=[/umc])', re.I) # 10*3/uL, x10(3)/uL, E3/uL
 def _plain(text):
     "Without spaces and empty annotations, `u` for micro, one way to write powers; the case stays"
-    t = unicodedata.normalize('NFC', str(text))
+    t = unicodedata.normalize('NFC', str(text)).replace('℃', '°C').replace('℉', '°F')
     t = re.sub('[⁻⁰¹²³⁴-⁹]+', lambda o: '^'+unicodedata.normalize('NFKC', o[0]).replace('−', '-'), t)
     t = re.sub('[µμ]', 'u', _NOTE.sub('', t).replace('º', '°')) # there are two signs for micro, U+00B5 and U+03BC
     t = _POWER.sub(lambda o: f'10^{int(o[2])}', t)
