@@ -1190,6 +1190,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'sepsis_nb.rows.findings.warn': ('rows/findings.html#warn', 'sepsis_nb/rows/findings.py')},
             'sepsis_nb.rows.inspect': { 'sepsis_nb.rows.inspect.Inspection': ('rows/inspect.html#inspection', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._duration': ('rows/inspect.html#_duration', 'sepsis_nb/rows/inspect.py'),
+                                        'sepsis_nb.rows.inspect._label_findings': ( 'rows/inspect.html#_label_findings',
+                                                                                    'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._middle': ('rows/inspect.html#_middle', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._number': ('rows/inspect.html#_number', 'sepsis_nb/rows/inspect.py'),
                                         'sepsis_nb.rows.inspect._share': ('rows/inspect.html#_share', 'sepsis_nb/rows/inspect.py'),

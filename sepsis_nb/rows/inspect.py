@@ -9,7 +9,7 @@ __all__ = ['FIELDS', 'source_facts', 'signal_table', 'Inspection', 'inspect_sour
 import numpy as np, pandas as pd
 from typing import NamedTuple
 from .findings import findings
-from .onset import rule_text
+from .onset import label_findings, rule_text
 from .reference import reference
 from .signals import SIGNALS, harmonise, hours
 
@@ -76,10 +76,17 @@ class Inspection(NamedTuple):
     left:pd.DataFrame      # Columns and codes that became no signal: file, column, what, values
     suspect:pd.DataFrame   # As from `findings`
 
+def _label_findings(source):
+    "Labels that contradict their rule; a patient is taken for one stay"
+    df = source.df
+    if 'label' not in df: return None
+    hour = hours(df.time) if 'time' in df else df.groupby('patient_id').cumcount()
+    return label_findings(df.patient_id, df.label, hour, source.rule)
+
 def inspect_source(source)->Inspection: # source: from `data.read_source`
     "What was understood of a source, what was left out, and what is suspect"
     rest = source.columns[(source.columns.signal == '') & source.columns.what.isin(['ignored', 'unknown', ''])]
-    found = pd.concat([source.notes, findings(source.df)], ignore_index=True)
+    found = pd.concat([source.notes, findings(source.df), _label_findings(source)], ignore_index=True)
     return Inspection(source_facts(source), signal_table(source), rest[['file', 'column', 'what', 'values']], found)
 
 def _number(x): return '–' if np.isnan(x) else f'{x:.3g}' if abs(x) < 1000 else f'{x:.0f}'

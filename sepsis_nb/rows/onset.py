@@ -148,11 +148,11 @@ def label_findings(
     zero = d.hour.where(~one).groupby(d.code)
     room = zero.bfill()-zero.ffill() # from the last row labelled 0 to the next
     def rows(k): return np.isin(np.arange(len(label)), d['at'][k])
-    said = f'declared is {rule_text(rule)}'
+    said,wrong = f'declared is {rule_text(rule)}', 'cut = false' if rule.cut else 'after_h = hours'
     return _found(who, [
         ('label 1 comes back', rows(one & (run > 1)), 'onset is that of the first time; make it a stay of its own'),
         ('label 0 after label 1', rows(~one & (run > 0) & (rule.cut or math.isinf(rule.after_h))),
-         f'{said}; declare after_h, or cut = false'),
-        ('label 1 longer than declared', rows(one & (d.hour-first > span+_TIE)), f'{said}; check after_h'),
+         f'{said}; write {wrong} under [label] of the map'),
+        ('label 1 longer than declared', rows(one & (d.hour-first > span+_TIE)), f'{said}; check after_h in the map'),
         ('label 1 shorter than declared', rows(one & (room <= span) & np.isfinite(span)),
-         f'{said}; check before_h, after_h')])
+         f'{said}; check before_h and after_h in the map')])
