@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
-from .rows.maps import assign, load_map, recognise
+from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import CHALLENGE_RULE, declare_rule
 from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
@@ -27,7 +27,7 @@ from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, 
 from .rows.tables import numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
-from .rows.wide import COLUMNS
+from .rows.wide import COLUMNS, described
 
 # %% ../nbs/00_data.ipynb #705fb538
 log = logging.getLogger(__name__)
@@ -145,10 +145,23 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
     parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
     return pd.concat([df for df,_ in parts], ignore_index=True), [n for _,notes in parts for n in notes]
 
-def _read_set(path, columns):
+def _stacked(parts, where): # parts: [(frame, notes)]
+    "Frames below each other, and their notes; `ValueError` for times of different kinds"
+    frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]
+    kinds = {str(df.time.dtype) if 'time' in df else 'none' for df in frames}
+    if len(kinds) > 1: raise ValueError(
+        f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
+    return (pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]), notes
+
+def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
+    one = ending(path) == '.psv' and path.is_file()
+    found = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)] if one else members(path)
+    stays,tables = ([o for o in found if (ending(o.name) == '.psv') == k] for k in (True, False))
+    if tables and not stays: return _stacked([_read_rows(o, columns) for o in tables], path)
     if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
-    one = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)]
-    return _read_stays(one if ending(path) == '.psv' else members(path, ('.psv',)), path)
+    df,notes = _read_stays(stays, path)
+    left = ', '.join(o.name for o in tables[:8])
+    return df, [*notes, *[('files not read', 0, 0, left, 'they are no psv files; read them apart')]*bool(tables)]
 
 # %% ../nbs/00_data.ipynb #11b97e38
 def _joined(stays, raws):
@@ -174,7 +187,8 @@ def _read_stay(raw, o): # one stay
 SAMPLE = files('sepsis_nb').joinpath('sample', 'challenge2019_sample.parquet') # see `build_sample`
 # ending of a path, or `folder`, to what it holds and its reader (path and `columns` to raw tidy frame and notes)
 SOURCES = {o:('rows of many patients', _read_rows) for o in ENDINGS if not o.startswith('.psv')} | {
-    '.psv':('one stay of the Challenge', _read_set), '.zip':('psv files', _read_set), 'folder':('psv files', _read_set)}
+    '.psv':('one stay of the Challenge', _read_set), '.zip':('of such files', _read_set),
+    'folder':('of such files', _read_set)}
 
 # %% ../nbs/00_data.ipynb #d6f59f36
 def _read_one(path, columns):
@@ -189,21 +203,17 @@ def _read_one(path, columns):
 
 def _check_sets(given, parts):
     "`ValueError` for a stay that two of the sets have, whose file name is all that tells it"
-    sets = [(p, set(df.patient_id.unique())) for p,df in zip(given, parts) if str(p) != 'sample'
-            and SOURCES.get(ending(p), SOURCES['folder'])[1] is _read_set]
+    sets = [(p, set(df.patient_id.unique())) for p,(df,_) in zip(given, parts) if set(CHALLENGE) <= set(df)
+            and str(p) != 'sample' and SOURCES.get(ending(p), SOURCES['folder'])[1] is _read_set]
     for (a,x),(b,y) in combinations(sets, 2):
         if x & y: raise ValueError(f'{a} and {b} both have the stay {min(x & y)}; give each stay a name of its own')
 
 def _read_own(given, columns):
-    "Files under names of our own as one raw tidy frame, and notes"
-    parts,notes = zip(*(_read_one(p, columns) for p in given))
-    notes = [n for more in notes for n in more]
-    if len(parts) == 1: return parts[0], notes
+    "Files under names of our own as one raw tidy frame, notes, and the table of their columns"
+    parts = [_read_one(p, columns) for p in given]
     _check_sets(given, parts)
-    kinds = {str(p.time.dtype) if 'time' in p else 'none' for p in parts}
-    if len(kinds) > 1: raise ValueError(
-        f"{', '.join(map(str, given))}: times of different kinds ({', '.join(sorted(kinds))}); read them apart")
-    return pd.concat(parts, ignore_index=True), notes
+    told = [o for p,(df,_) in zip(given, parts) for o in _own_columns(p, df, columns)]
+    return *_stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
@@ -251,13 +261,26 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
 
 
 # %% ../nbs/00_data.ipynb #aef631f6
-def _own_columns(df, where):
-    "The table of columns of rows under names of our own"
-    of = {c:s.name for s in SIGNALS.values() for c in s.codes if c == s.name or c not in SIGNALS}
-    signals = [of.get(c, '') for c in df]
-    what = [{'patient_id':'patient'}.get(c, c) if not s else '' for c,s in zip(df, signals)]
-    return pd.DataFrame(dict(file=where, column=list(df), signal=signals, given=False, factor=1., zero=0., what=what,
-        unit=[SIGNALS[s].unit if s else '' for s in signals], values=df.notna().sum().to_numpy()))[list(COLUMNS)]
+def _own_names(path, df): # df: what was read of it
+    "Columns as the files have them; of an archive, and of stays, as we name them"
+    if path.is_file() and SOURCES[ending(path)][1] is _read_rows: return head_columns(path)
+    inside = [path/o.name for o in members(path)] if path.is_dir() else []
+    if not inside or any(ending(p) == '.psv' for p in inside): return tuple(df)
+    return tuple(dict.fromkeys(c for p in inside for c in head_columns(p)))
+
+def _own_columns(path, df, columns): # df: what was read of it
+    "Rows of the table of columns of a file, or a set, under names of our own"
+    path = SAMPLE if str(path) == 'sample' else Path(path).expanduser()
+    layout = set(CHALLENGE) <= set(df) # which says the units
+    for own in _own_names(path, df):
+        name = (columns or {}).get(own, _column(own))
+        n = int(df[name].notna().sum()) if name in df else len(df)
+        if s := _OF_CODE.get(name):
+            unit = header_unit(own)[1] or s.unit*layout
+            yield described(path.name, own, Column(s.name, own), unit, values=n)
+        else:
+            what = {'patient_id':'patient'}.get(name, name) if name in df else 'unknown' if name else 'ignored'
+            yield described(path.name, own, what=what, values=n)
 
 def read_source(
     paths,        # 'sample', 'sample-eicu', a path, several in a list or separated by commas
@@ -273,8 +296,8 @@ def read_source(
     with TemporaryDirectory() as folder:
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
         if m: return read_mapped(found, m)
-    df,notes = _read_own(given, columns)
-    return Source(df, _own_columns(df, ', '.join(str(p) for p in given)), CHALLENGE_RULE, noted(notes))
+    df,notes,told = _read_own(given, columns)
+    return Source(df, told, CHALLENGE_RULE, noted(notes))
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"

@@ -211,6 +211,16 @@ def test_rubbish_beside_stays(ward, tmp_path):
     assert read(tmp_path/'set').patient_id.tolist() == ['P1']*2 + ['p2']*2
     assert len(read(ward(WHOLE, 'ward.zip'))) == 2
 
+def test_tables_in_a_set(ward, tmp_path, caplog):
+    for name,who in (('a.csv', '7'), ('sub/b.tsv', '8'), ('LICENSE.txt', 'Some words'), ('SHA256SUMS.txt', 'x')):
+        ward(monitor(ROW.replace('007', who)) if who.isdigit() else who, f'set/{name}')
+    assert read(tmp_path/'set').patient_id.tolist() == ['7', '8']
+    ward(stay(80), 'set/p1.psv')
+    with caplog.at_level(logging.WARNING): assert read(tmp_path/'set').patient_id.tolist() == ['p1']
+    assert 'files not read' in caplog.text and 'a.csv, sub/b.tsv' in caplog.text
+    ward('Some words', 'other/words.txt')
+    with pytest.raises(ValueError, match="words.txt row 1: the header 'Some words' has one"): read(tmp_path/'other')
+
 def test_stay_in_two_sets(ward, tmp_path):
     ward(stay(80), 'a/p1.psv'), ward(stay(81), 'b/p1.psv')
     with pytest.raises(ValueError, match='both have the stay p1; give each stay a name'): read([tmp_path/'a',

@@ -50,7 +50,12 @@ h1,2025-01-31 13:00:00+00:00,2025-01-31 14:00:00+00:00,ph_arterial,7.31,(no unit
 h2,2025-02-01 07:00:00+00:00,2025-02-01 08:00:00+00:00,poc_lactate,2.2,mmol/L,plasma_blood
 '''.replace('REST', 'reference_unit,lab_specimen_category'),
     clif_hospitalization='hospitalization_id,patient_id,age_at_admission\nh1,p1,71\nh2,p2,55\n',
-    clif_patient='patient_id,sex_category\np1,female\np2,unknown\n')
+    clif_patient='patient_id,sex_category\np1,female\np2,unknown\n',
+    clif_respiratory_support='hospitalization_id,recorded_dttm,fio2_set\nh1,2025-01-31 13:00:00+00:00,0.4\n',
+    clif_output='''hospitalization_id,recorded_dttm,output_group,output_value,output_unit
+h1,2025-01-31 14:00:00+00:00,urine,120,mL
+h1,2025-01-31 14:00:00+00:00,urine,1,occurrences
+''')
 
 def test_clif(tmp_path):
     "A result counts when it is known, urine is no blood, and troponin is in ng/L"
@@ -61,6 +66,7 @@ def test_clif(tmp_path):
     np.testing.assert_allclose(h1.Creatinine, [np.nan, 1.4])
     np.testing.assert_allclose(h1.TroponinI, [np.nan, .04])
     np.testing.assert_allclose(h1.pH, [np.nan, 7.31])
+    np.testing.assert_allclose(h1[['FiO2', 'Urine']], [[.4, np.nan], [np.nan, 120]])
     assert df.Lactate['h2'] == 2.2 and list(df.Age) == [71, 71, 55] and list(df.Gender)[:2] == [0, 0]
     assert np.isnan(df.Gender['h2']) and 'label' not in df
     assert s.df.time[0] == pd.Timestamp('2025-01-31 13:00')
@@ -208,3 +214,11 @@ def test_a_draft_of_a_long_table_is_a_map(tmp_path):
 def test_map_names_the_built_in_map_that_reads_a_source():
     out = run('map', SAMPLE_EICU)
     assert 'The built-in map yaib reads these files by itself' in out.stdout and 'fio2' in out.stdout
+
+def test_inspect_of_own_names_tells_the_header(tmp_path):
+    "What the header says of a unit, and what was not read"
+    (tmp_path/'ward.csv').write_text('patient_id,time,Glucose [mmol/L],Lactate,bed\n7,0,5.5,1.1,4\n7,1,6.1,,4\n')
+    s = read_source(tmp_path/'ward.csv')
+    assert told(s) == dict(Glucose=('mmol/L', True), Lactate=('mmol/L', False))
+    found = inspect_source(s)
+    assert list(found.left.column) == ['bed'] and found.signals.converted.tolist() == [True, False]

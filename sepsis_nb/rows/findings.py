@@ -19,9 +19,10 @@ def _signal_checks(df):
         own = [c for c in o.codes if c in df and (c == s or c not in SIGNALS)] # HR may stand in for Pulse
         if not own: continue
         rows,converted,wrong = (x[:, 0] for x in clean(signal_rows(df[own], (s,)), (s,)))
-        if converted.any(): yield (
-            'temperature in mixed units', min(~np.isnan(rows) & ~converted, converted, key=np.sum),
-            'each value is converted by its own range; check the export')
+        if converted.any():
+            rarer = min(~np.isnan(rows) & ~converted, converted, key=np.sum)
+            yield 'temperature in mixed units', rarer, 'each value is converted by its own range; check the export'
+            if not rarer.any(): yield 'temperature in °F', converted, 'converted to °C, as its range tells'
         span = f'{o.lo:g} to {o.hi:g} {o.unit}'
         yield f'{s} out of range', wrong, f'taken for missing: not within {span}; if there are many, check the unit'
 

@@ -343,7 +343,11 @@ class Member(NamedTuple):
     load:Callable   # () to bytes; `ValueError` if it cannot be unpacked
     stem = property(lambda self: clean_name(self.name.rpartition('/')[2].removesuffix('.gz').rpartition('.')[0]))
 
-def _is_rubbish(name): return any(o.startswith(('.', '~$')) or o == '__MACOSX' for o in name.split('/'))
+_ABOUT = re.compile(r'(read.?me|licen[cs]e|notice|citation|change(s|log)|records|(sha\d*|md5|check)sums?)\b.*\.txt',
+                    re.I) # words about a set
+def _is_rubbish(name):
+    parts = name.split('/')
+    return any(o.startswith(('.', '~$')) or o == '__MACOSX' for o in parts) or bool(_ABOUT.fullmatch(parts[-1]))
 
 # %% ../../nbs/rows/13_tables.ipynb #56c50fed
 _UNPACK = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError,
