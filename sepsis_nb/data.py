@@ -134,6 +134,7 @@ def _check_stems(stays, path):
         f"{path}: {' and '.join(o.name for o in stays if o.stem == twice)} are both of the stay {twice}; "
         'give each stay a name of its own, or read them apart')
 
+# %% ../nbs/00_data.ipynb #86a05bad
 def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, for messages
     "Many psv stays as one tidy frame, in the order given; the stem of the file name is the patient"
     if not stays: raise ValueError(f'{path}: no .psv file in it; expected p000001.psv and so on')
@@ -145,6 +146,7 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
     parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
     return pd.concat([df for df,_ in parts], ignore_index=True), [n for _,notes in parts for n in notes]
 
+# %% ../nbs/00_data.ipynb #ed87f3b1
 def _stacked(parts, where): # parts: [(frame, notes)]
     "Frames below each other, and their notes; `ValueError` for times of different kinds"
     frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]

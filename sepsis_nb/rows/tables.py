@@ -28,6 +28,7 @@ class Table(NamedTuple):
     notes:tuple = ()     # Rows for `findings`, (finding, rows, stays, first, advice): what was assumed
     def row(self, i): return self.line+i if self.rows is None else int(self.rows[i])
 
+# %% ../../nbs/rows/13_tables.ipynb #e775eefa
 def _shown(text): return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 def cell(table:Table, col, i):
     "A cell for a message: where it stands, and what stands there"
@@ -53,6 +54,8 @@ _OTHERS = {b'PK\3\4':'a spreadsheet or an archive', b'\xd0\xcf\x11\xe0':'a sprea
            b'PAR1':'a parquet table', b'%PDF':'a PDF'}
 _WESTERN = 'cp1252', 'latin-1', 'iso8859-15'
 _AGREED = {b for b in range(256) if len({bytes([b]).decode(e, 'replace') for e in _WESTERN}) == 1}
+
+# %% ../../nbs/rows/13_tables.ipynb #76e41a71
 def _note(finding, rows, first, advice): return finding, rows, 0, first, advice # see `findings`
 def _decoded(raw, where):
     "The bytes as UTF-8 with line ends \\n, and notes"
@@ -111,10 +114,10 @@ def _check_rows(lines, names, sep, table): # table: for messages
                'complete the row, or export the file again if it was cut short'))
 
 # %% ../../nbs/rows/13_tables.ipynb #404c155c
-_CUT = re.compile(r'[-+.,:/]|\d[eE]')
+_CUT = re.compile(r'[-+]?[\d.,:/ T-]*(\d[eE][-+]?|[-+.,:/])') # a number or a time that is not at its end
 def check_end(line:str, sep:str, at:int, table:Table)->tuple: # line: the last of the file, in row `at`
     "A note for a file without a line end; `ValueError` if it is surely cut short"
-    if line.endswith(sep) or _CUT.fullmatch(line[-1:]) or _CUT.fullmatch(line[-2:]): raise ValueError(
+    if line.endswith(sep) or _CUT.fullmatch(line.rpartition(sep)[2].strip()): raise ValueError(
         f"{table.where} row {at}: the file ends within a row, '{_shown(line[-60:])}'; "
         'export it again, with a line end at its end')
     return _note('file without a line end', 1, f'{table.where} row {at}',
@@ -167,6 +170,7 @@ def _arrow(body, names, sep, quoted, table):
         return pc.if_else(pc.equal(a, ''), None, a)
     return [tidied(a) for a in t.columns]
 
+# %% ../../nbs/rows/13_tables.ipynb #69e8e782
 def parse_table(raw:bytes, where:str)->Table: # raw: a text file; where: for messages
     "A text file as a table; `ValueError` names the row that cannot be read, or what cannot be told"
     raw,notes = _decoded(raw, where)
@@ -224,6 +228,7 @@ def _words(a):
     for word,digit in _TRUTH.items(): a = pc.if_else(pc.equal(low, word), digit, a)
     return a
 
+# %% ../../nbs/rows/13_tables.ipynb #493d32e7
 def _text_numbers(col, table):
     a = pa.array(col, pa.large_string())
     if not table.proven: refuse(
@@ -272,6 +277,7 @@ def _check_ids(a, col, table):
     if ends and all(set(t) == {'0'} for t in ends) and many > 2: wrong(
         long, 'has zeros alone beyond 15 digits, as a spreadsheet leaves them', 'export the ids as text')
 
+# %% ../../nbs/rows/13_tables.ipynb #1e1779c1
 def ids(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under the name for messages
     "A column as text ids, trimmed, NFC; `ValueError` names the first that is none, or is damaged"
     odd = np.full(len(col), True) if col.dtype.kind in 'bmM' else []
@@ -359,6 +365,7 @@ def _why(e, info):
     if isinstance(e, NotImplementedError): return f'it is packed by method {info.compress_type}; {again}'
     return f'it is damaged ({str(e)[:60]}); fetch the archive again'
 
+# %% ../../nbs/rows/13_tables.ipynb #c26049fd
 def check_size(size:int, where:str): # size: bytes, unpacked
     "`ValueError` for files that unpack to more than the memory that is free"
     import psutil
@@ -378,6 +385,7 @@ def _zip_members(path, z):
             f'{path}: {info.filename} cannot be unpacked: {_why(e, info)}') from None
     return [Member(o.filename, f'{path.name}: {o.filename}', o.file_size, lambda o=o: load(o)) for o in infos]
 
+# %% ../../nbs/rows/13_tables.ipynb #21850376
 def members(path:Path, endings=ENDINGS)->list: # path: folder or zip
     "The files of a set whose names end so, sorted by name; `ValueError` if an archive is not whole"
     if path.is_dir():

@@ -19,6 +19,7 @@ HOW = *_HOURS, *_EPOCH, 'day-first', 'month-first', 'hh:mm', 'spreadsheet' # wha
 _DAYS = 32874, 73051 # spreadsheet days of 1990 to 2099
 def _declare(*how): return 'write ' + ' or '.join(f'time_as = "{o}"' for o in how) + ' in the map'
 
+# %% ../../nbs/rows/14_times.ipynb #828999c7
 _ERA = np.array(['1900', '2300'], 'datetime64[us]') # de-identified dates reach 2214
 def _in_era(t, col, table):
     "The times; `ValueError` for one that stands for none, such as 9999-12-31"
@@ -210,6 +211,7 @@ def _text_times(col, table, how, zone):
     out[keep] = t
     return pd.Series(out, col.index, name=col.name)
 
+# %% ../../nbs/rows/14_times.ipynb #07a68af4
 def _plain(a): # numbers, but not a date such as 20250131 or 20250131134500, as HL7 writes it
     number = pc.all(pc.match_substring_regex(a, r'^[+-]?\d*[.,]?\d*([eE][+-]?\d+)?$')).as_py()
     return number and not pc.all(pc.match_substring_regex(a, _PATTERNS['digits'])).as_py()
