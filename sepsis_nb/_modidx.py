@@ -47,6 +47,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data._bare': ('data.html#_bare', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_columns': ('data.html#_check_columns', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_depth': ('data.html#_check_depth', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data._check_folders': ('data.html#_check_folders', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_number': ('data.html#_check_number', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_sets': ('data.html#_check_sets', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_stems': ('data.html#_check_stems', 'sepsis_nb/data.py'),

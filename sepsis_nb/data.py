@@ -237,6 +237,14 @@ def _is_own(names): # names: columns
     known = {_column(c) for c in names}
     return 'patient_id' in known and bool(known & KNOWN)
 
+def _check_folders(paths, heads):
+    "`ValueError` for a folder or an archive of tables that no map fits: there only stays of the Challenge are read"
+    sets = [p for p in paths if p.is_dir() or ending(p) == '.zip']
+    if not sets or any(ending(o.name) == '.psv' for p in sets if p.exists() for o in members(p)): return
+    some = '; '.join(f"{Path(p).name}: {', '.join(names[:6])}" for p,names in list(heads.items())[:3])
+    raise ValueError(f'{sets[0]}: no built-in map fits its files ({some}). Write a map (`sepsis map {sets[0]}` drafts '
+                     'one) and read it with that; files with names of our own are read one by one')
+
 def _mapped(given, name, folder): # name: of a map, or its path; '': the one that fits, if any does
     "The map of some paths and their columns by path, as text; None where they have names of our own"
     own = 'challenge', 'monitor' # read by `tidy`
@@ -245,7 +253,9 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
     found = [p for path in paths for p in _files(path, folder)]
     if name in own or not (name or any(ending(p) in ENDINGS and ending(p) != '.psv' for p in found)): return None, {}
     heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS and (name or ending(p) != '.psv')}
-    if not m and (name := recognise(heads)) in ('', *own): return None, {}
+    if not m and (name := recognise(heads)) in ('', *own):
+        if not name: _check_folders(paths, heads)
+        return None, {}
     m = m or load_map(name)
     others = [o for o in assign(m, heads)[1] if _is_own(heads[o])]
     others += [str(p) for p in found if str(p) not in heads]+['sample']*(len(paths) < len(given))

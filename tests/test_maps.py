@@ -118,7 +118,9 @@ def test_two_layouts_are_refused(ward):
     folder,m = ward()
     (folder/'own.csv').write_text('patient_id,time,HR\n1,0,80\n')
     with pytest.raises(ValueError, match='two layouts.*own.csv'): read(folder, map=m)
+    (folder/'own.csv').unlink()
     with pytest.raises(ValueError, match='two layouts'): read(['sample', 'sample-eicu'])
+    with pytest.raises(ValueError, match='ward: no built-in map fits its files .labs.csv: stay, t, what'): read(folder)
     with pytest.raises(ValueError, match='both columns and a map'): read('sample', {'RR':'Resp'}, 'yaib')
 
 def test_known_layouts_are_recognised(tmp_path):
