@@ -228,6 +228,7 @@ def _files(path, folder):
     if ending(path) != '.zip' or not path.is_file(): return [path]*path.is_file()
     found = members(path)
     if all(ending(o.name) == '.psv' for o in found): return [path]
+    check_size(sum(o.size for o in found), path)
     for o in found:
         (to := Path(folder)/path.stem/o.name).parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(o.load())
