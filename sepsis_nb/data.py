@@ -236,16 +236,16 @@ def _files(path, folder):
 
 def _is_own(names): # names: columns
     "Whether a table is of our own names"
-    known = {_column(c) for c in names}
-    return 'patient_id' in known and bool(known & KNOWN)
+    return 'patient_id' in (known := {_column(c) for c in names}) and bool(known & KNOWN)
 
 def _check_folders(paths, heads):
     "`ValueError` for a folder or an archive of tables that no map fits: there only stays of the Challenge are read"
     sets = [p for p in paths if p.is_dir() or ending(p) == '.zip']
-    if not sets or any(ending(o.name) == '.psv' for p in sets if p.exists() for o in members(p)): return
-    some = '; '.join(f"{Path(p).name}: {', '.join(names[:6])}" for p,names in list(heads.items())[:3])
+    strange = {p:names for p,names in heads.items() if not _is_own(names)}
+    if not (sets and strange) or any(ending(o.name) == '.psv' for p in sets if p.exists() for o in members(p)): return
+    some = '; '.join(f"{Path(p).name}: {', '.join(names[:6])}" for p,names in list(strange.items())[:3])
     raise ValueError(f'{sets[0]}: no built-in map fits its files ({some}). Write a map (`sepsis map {sets[0]}` drafts '
-                     'one) and read it with that; files with names of our own are read one by one')
+                     'one) and read it with that')
 
 def _mapped(given, name, folder): # name: of a map, or its path; '': the one that fits, if any does
     "The map of some paths and their columns by path, as text; None where they have names of our own"
@@ -264,7 +264,6 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
     if others: raise ValueError(f"{', '.join(map(str, given))}: two layouts, that of the map {m.name} and, "
                                 f'in {Path(others[0]).name}, names of our own; read them apart')
     return m, heads
-
 
 # %% ../nbs/00_data.ipynb #aef631f6
 def _own_names(path, df): # df: what was read of it
