@@ -158,7 +158,8 @@ def _stacked(parts, where): # parts: [(frame, notes)]
 def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
     one = ending(path) == '.psv' and path.is_file()
     found = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)] if one else members(path)
-    stays,tables = ([o for o in found if (ending(o.name) == '.psv') == k] for k in (True, False))
+    stays = [o for o in found if o.name[-4:].lower() == '.psv']
+    tables = [o for o in found if o.name[-4:].lower() != '.psv']
     if tables and not stays: return _stacked([_read_rows(o, columns) for o in tables], path)
     if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
     df,notes = _read_stays(stays, path)

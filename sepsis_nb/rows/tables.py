@@ -337,8 +337,9 @@ def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: fo
 TEXT = '.csv', '.tsv', '.txt', '.psv'
 def ending(name):
     "The kind of a file by its name, in lower case: `.csv`, `.csv.gz`, `.parquet`"
-    parts = str(name).lower().replace('\\', '/').rpartition('/')[2].lstrip('.').split('.')[1:]
-    return ''.join(f'.{o}' for o in parts[-2 if parts[-1:] == ['gz'] else -1:])
+    base = str(name).lower().replace('\\', '/').rpartition('/')[2].lstrip('.')
+    head,dot,last = base.rpartition('.')
+    return f'{ending(head)}.gz' if last == 'gz' and dot else dot+last if dot else ''
 ENDINGS = *TEXT, *(f'{o}.gz' for o in TEXT), '.parquet'
 
 class Member(NamedTuple):
@@ -353,7 +354,8 @@ _ABOUT = re.compile(r'(read.?me|licen[cs]e|notice|citation|change(s|log)|records
                     re.I) # words about a set
 def _is_rubbish(name):
     parts = name.split('/')
-    return any(o.startswith(('.', '~$')) or o == '__MACOSX' for o in parts) or bool(_ABOUT.fullmatch(parts[-1]))
+    hidden = name.startswith(('.', '~$')) or '/.' in name or '/~$' in name or '__MACOSX' in parts
+    return hidden or name.endswith('.txt') and bool(_ABOUT.fullmatch(parts[-1]))
 
 # %% ../../nbs/rows/13_tables.ipynb #56c50fed
 _UNPACK = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError,
