@@ -21,8 +21,8 @@ from .wide import Part, category, described
 
 # %% ../../nbs/rows/16_events.ipynb #5c15e508
 @njit(cache=True)
-def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again):
-    "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, cells filled again"
+def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again, more):
+    "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, values for filled cells"
     mask,at,m = len(slots)-1, -1, 0
     for i in range(len(who)):
         p,t = who[i], when[i]
@@ -37,11 +37,9 @@ def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again):
                 n += 1
                 slots[k] = n
             at = slots[k]-1
-        c = cells[signal[i],at]
-        if np.isnan(c): cells[signal[i],at] = x[i]
+        if np.isnan(cells[signal[i],at]): cells[signal[i],at] = x[i]
         else:
-            cells[signal[i],at] = c+x[i]
-            again[m] = signal[i]*cells.shape[1]+at
+            again[m],more[m] = signal[i]*cells.shape[1]+at, x[i]
             m += 1
     return n, m
 
@@ -66,7 +64,7 @@ class Cells:
     def __init__(self, signals:int, room:int):
         self.n,self.slots = 0, np.zeros(1, np.int32)
         self.who,self.when = np.empty(room, np.int64), np.empty(room, np.int64)
-        self.x,self.again = np.empty((signals, room)), []
+        self.x,self.again,self.more = np.empty((signals, room)), [], []
     def add(self, who, when, signal, x): # (n,) int64, int64, int32, float64
         "Take in some events"
         need = self.n+len(x)
@@ -78,16 +76,20 @@ class Cells:
         if 2*need > len(self.slots):
             self.slots = np.zeros(1 << int(np.ceil(np.log2(2*need))), np.int32)
             _rehash(self.slots, self.who, self.when, self.n)
-        again = np.empty(len(x), np.int64)
-        self.n,m = _place(who, when, signal, x, self.slots, self.who, self.when, self.n, self.x, again)
-        if m: self.again.append(again[:m].copy())
+        again,more = np.empty(len(x), np.int64), np.empty(len(x))
+        self.n,m = _place(who, when, signal, x, self.slots, self.who, self.when, self.n, self.x, again, more)
+        if m: self.again.append(again[:m].copy()); self.more.append(more[:m].copy())
     def mean(self)->int: # values that share a cell with another
-        "Sums of several values into means"
+        "The mean of the values of each cell, in whatever order they came"
         if not self.again: return 0
-        at,more = np.unique(np.concatenate(self.again), return_counts=True)
-        self.x.ravel()[at] /= more+1
-        self.again = []
-        return int(more.sum()+len(at))
+        at,x = np.concatenate(self.again), np.concatenate(self.more)
+        one = np.unique(at)
+        at,x = np.concatenate((one, at)), np.concatenate((self.x.ravel()[one], x))
+        order = np.lexsort((x, at)) # a sum depends on the order of its terms
+        first = np.flatnonzero(np.diff(at[order], prepend=-1))
+        self.x.ravel()[one] = np.add.reduceat(x[order], first)/np.diff(first, append=len(at))
+        self.again,self.more = [], []
+        return len(at)
 
 # %% ../../nbs/rows/16_events.ipynb #6da75fbf
 BLOCK = 1 << 27 # bytes of a text file
@@ -153,7 +155,7 @@ def _expressions(path, t):
     if not (whole(of('value')) or kind.is_floating(of('value'))): return
     if not (whole(of('patient')) or kind.is_string(of('patient')) or kind.is_large_string(of('patient'))): return
     out = {k:f'CAST({_column(c)} AS VARCHAR)' for k,c in at.items()}
-    out |= dict(value=f"CAST({_column(at['value'])} AS DOUBLE)", code=f"trim({out['code']})")
+    out |= dict(value=f"CAST({_column(at['value'])} AS DOUBLE)", code=out['code'])
     if whole(of('patient')): out['patient'] = f"CAST({_column(at['patient'])} AS BIGINT)"
     if 'time' in at and (o := of('time')) != pa.string():
         c = _column(at['time'])
@@ -227,13 +229,15 @@ def survey(self:Events):
                      f"count(*) FILTER (isinf(value)) FROM {self.scan()} GROUP BY ALL ORDER BY ALL")
     told,read,left,empty = [], [], 0, 0
     for code,*unit,kept,n,values,no_who,no_time,infinite in found:
-        c,said = self.known.get(code), unit_of(unit, self.t)
+        same = f"code {'IS NULL' if code is None else f'= {_sql(code)}'} AND {self.kept}"
+        said,raw,code = unit_of(unit, self.t), code, (code or '').strip()
+        c = self.known.get(code)
         if not kept: left += n; continue
         if c is None:
             what = 'ignored' if code in self.t.ignore else 'unknown'
             told.append(described(self.where, code, unit=said, what=what, values=n))
             continue
-        same,none = f'code = {_sql(code)} AND {self.kept}', 'each event of a known code needs one'
+        none = 'each event of a known code needs one'
         if no_who: self.find(f'{same} AND patient IS NULL', f'no patient id ({no_who:,} such events); {none}')
         if no_time and not SIGNALS[c.signal].static: self.find(
             f'{same} AND time IS NULL', f'no time ({no_time:,} such events); {none}')
@@ -243,9 +247,9 @@ def survey(self:Events):
         where = f"{self.where} code '{code}'"
         factor,zero = conversion(SIGNALS[c.signal], said, where) if plain else (1., 0.)
         told.append(described(where := self.where, code, c, said if plain else '', values=values))
-        read.append((code, *(o or '' for o in unit), c.signal, factor, zero, c.value))
+        read.append((raw, *(o or '' for o in unit), c.signal, factor, zero, c.value))
         empty += n-values
-    return told, read, [*self.notes, *_notes(self.where, left, empty, f'columns {", ".join(self.t.only)}')]
+    return told, list(dict.fromkeys(read)), [*self.notes, *_notes(self.where, left, empty, f'columns {", ".join(self.t.only)}')]
 
 def _notes(where, left, empty, kept):
     o = [('event left out by `only` of the map', left, 0, where, kept),
@@ -271,6 +275,7 @@ def index(self:Events, read):
     names = ['code', *self.units, 'signal', 'factor', 'zero', 'fixed']
     codes = pd.DataFrame([(*o[:-4], signals.index(o[-4]), *o[-3:]) for o in read], columns=names)
     self.put('codes', codes.astype(dict(signal='int32', factor=float, zero=float, fixed=float)))
+    if codes.code.is_unique: self.units = [] # then the unit of an event need not be looked up
     kinds = dict(self.ask(f'SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {self.scan()})'))
     self.ids = None
     if kinds['patient'] == 'VARCHAR':
@@ -334,7 +339,7 @@ def rows(self:Events, signals, files=None, only=''):
         who,at,signal,x = (np.array(b.column(k)) for k in range(4)) # may be written to: one type for the compiler
         cells.add(who, _bits(at), signal, x)
     twice,k = cells.mean(), cells.n
-    code,who = pd.factorize(cells.who[:k])
+    who,code = np.unique(cells.who[:k], return_inverse=True) # whole numbers in their order, texts in that met
     names,time = self.named(who), _times_of(cells.when[:k], self)
     h,x = time.to_numpy(), cells.x[:,:k]
     if not ((np.diff(code) > 0) | (np.diff(code) == 0) & (h[1:] >= h[:-1])).all():
