@@ -241,9 +241,9 @@ def _is_own(names): # names: columns
 def _check_folders(paths, heads):
     "`ValueError` for a folder or an archive of tables that no map fits: there only stays of the Challenge are read"
     sets = [p for p in paths if p.is_dir() or ending(p) == '.zip']
-    strange = {p:names for p,names in heads.items() if not _is_own(names)}
-    if not (sets and strange) or any(ending(o.name) == '.psv' for p in sets if p.exists() for o in members(p)): return
-    some = '; '.join(f"{Path(p).name}: {', '.join(names[:6])}" for p,names in list(strange.items())[:3])
+    unknown = {p:names for p,names in heads.items() if not _is_own(names)}
+    if not (sets and unknown) or any(ending(o.name) == '.psv' for p in sets if p.exists() for o in members(p)): return
+    some = '; '.join(f"{Path(p).name}: {', '.join(names[:6])}" for p,names in list(unknown.items())[:3])
     raise ValueError(f'{sets[0]}: no built-in map fits its files ({some}). Write a map (`sepsis map {sets[0]}` drafts '
                      'one) and read it with that')
 

@@ -249,7 +249,8 @@ def survey(self:Events):
         told.append(described(where := self.where, code, c, said if plain else '', values=values))
         read.append((raw, *(o or '' for o in unit), c.signal, factor, zero, c.value))
         empty += n-values
-    return told, list(dict.fromkeys(read)), [*self.notes, *_notes(self.where, left, empty, f'columns {", ".join(self.t.only)}')]
+    notes = _notes(self.where, left, empty, f'columns {", ".join(self.t.only)}')
+    return told, list(dict.fromkeys(read)), [*self.notes, *notes]
 
 def _notes(where, left, empty, kept):
     o = [('event left out by `only` of the map', left, 0, where, kept),
