@@ -45,7 +45,7 @@ reports: $(VENV)/.ready
 	@$(PROVE) nbs/prove/21_benchmarks.ipynb reports/30_benchmarks.ipynb -p quick False -p rounds 3 -p rows 30000
 	@$(PROVE) nbs/prove/32_chaos.ipynb reports/31_chaos.ipynb -p data "$(abspath $(DATA))" -p rows 150000 -p rate 500 \
 	  -p kills 20 -p stops 3 -p broker_kills 5 -p rebalances 5 -p zombies 3 -p senders 2 -p deletions 2 -p hosts 2 \
-	  -p groups 1 -p growths 2 -p pause_s 3 -p soak_s 1200 -p soak_rate 200 -p soak_longest_s 60 -p bound_s 45
+	  -p groups 1 -p growths 2 -p pause_s 3 -p soak_s 600 -p soak_rate 200 -p soak_longest_s 60 -p bound_s 45
 	@$(PROVE) nbs/prove/40_scale.ipynb reports/32_scale.ipynb -p quick False
 	@jupyter nbconvert --to html --no-input reports/3?_*.ipynb && rm reports/*.ipynb
 

@@ -10,7 +10,7 @@ import logging, numpy as np, orjson, pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
 from typing import NamedTuple
-from ..data import BadMessage, parse
+from ..data import parse
 from ..features import FeatureSpec, fold, missing_needs, new_states, patient_codes, prepare, row_hours
 from .contract import fitted_patients, spec_hash
 from .policy import Policy, apply_policy, new_policy_states
@@ -18,6 +18,7 @@ from .risk import Calibration, TrainingRange, count_outside, names_outside
 from ..rows.labels import feature_label, feature_unit
 from ..rows.reference import beyond_one_stay, suspect_values
 from ..rows.signals import KNOWN, SHORT, signal_rows
+from ..rows.strict import BadMessage
 
 # %% ../../nbs/model/62_scorer.ipynb #4dfdcfa0
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from zoneinfo import ZoneInfo
-from ..data import BadMessage, Parsed, _is_plain, check_json, parse
+from ..data import Parsed, parse
 from ..rows.maps import SourceMap, load_map, places, unit_of
 from ..rows.signals import SIGNALS
+from ..rows.strict import BadMessage, check_json, is_plain
 from ..rows.units import conversion
 
 # %% ../../nbs/stream/26_feed.ipynb #7d38ea4f
@@ -118,7 +119,7 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
     try: obj = orjson.loads(raw) if raw is not None else None
     except orjson.JSONDecodeError: obj = None
     if not isinstance(obj, dict): return parse(raw, signals) # which says what is wrong
-    if not _is_plain(raw, obj): _check_keys(raw, obj, feed)
+    if not is_plain(raw, obj): _check_keys(raw, obj, feed)
     who = obj.get(feed.patient, obj.get('patient_id'))
     if who is None: raise BadMessage(f"no-patient-id: no {feed.patient} among the keys {', '.join(obj)[:200]}")
     out = {'patient_id':str(who) if type(who) is int else who} # as a table's ids

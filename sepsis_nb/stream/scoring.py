@@ -10,8 +10,9 @@ __all__ = ['MAX_ID', 'MOST_REASON', 'check_message', 'dead_letter', 'range_lette
 import numpy as np, orjson
 from collections import Counter
 from dataclasses import dataclass, field
-from ..data import BadMessage, parse
+from ..data import parse
 from ..model.scorer import Beds, Scorer
+from ..rows.strict import BadMessage
 from ..settings import Worker
 from .batches import Undecodable
 from .feed import parse_mapped
