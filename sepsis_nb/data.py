@@ -21,7 +21,7 @@ from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
-from .rows.onset import CHALLENGE_RULE, assumed_rule, declare_rule
+from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
 from .rows.strict import BadMessage, check_json, is_plain
@@ -327,7 +327,7 @@ def fitting(paths, map)->str: # as for `read_source`
 def read(paths, columns=None, map='')->pd.DataFrame: # as for `read_source`
     "Raw tidy frame, rows in the files' order; `ValueError` names file, row and column, `FileNotFoundError` the path"
     source = read_source(paths, columns, map)
-    warn(source.notes, paths)
+    warn(source.notes[source.notes.finding != ASSUMED], paths) # that is of training, which says it
     return declare_rule(source.df, source.rule)
 
 # %% ../nbs/00_data.ipynb #b800f273
