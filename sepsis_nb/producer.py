@@ -19,6 +19,7 @@ from kafka.errors import KafkaError, KafkaTimeoutError
 from tqdm import tqdm
 from .data import encode, hours, messages, read_source
 from .rows.findings import findings, warn
+from .rows.onset import ASSUMED
 from .settings import Kafka, Topics
 from .stream.kafka import client_args, wait_for
 from .terminal import printable
@@ -215,6 +216,7 @@ def _send_passes(box, df, due, loops, pause, bar, shown):
         box.passes += 1
 
 # %% ../nbs/03_producer.ipynb #2e45c49b
+_NO_MATTER = ASSUMED, 'temperature in °F' # labels are not sent, and values are sent as they came
 def produce(
     paths,                      # 'sample', a path, or several: see `read`
     kafka:Kafka=Kafka(), topic:str=Topics().input, # The topic must exist
@@ -234,7 +236,8 @@ def produce(
         raise ValueError(f'loops {loops} must be at least 1 (None: for ever), pause {pause} not below 0')
     source = read_source(paths, map=map)
     df = choose(source.df, patients)
-    warn(findings(df.drop(columns='label', errors='ignore'), source.notes), paths)
+    found = findings(df.drop(columns='label', errors='ignore'), source.notes)
+    warn(found[~found.finding.isin(_NO_MATTER)], paths)
     df,due = schedule(df, speed, rate)
     echo('Patient data loaded and validated successfully.')
     bar = partial(tqdm, disable=True if quiet or verbose else None)
