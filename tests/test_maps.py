@@ -7,7 +7,8 @@ from sepsis_nb.model.policy import Policy
 from sepsis_nb.model.scorer import Scorer
 from sepsis_nb.rows.maps import built_in, load_map, parse_map
 from sepsis_nb.rows.onset import LabelRule
-from sepsis_nb.stream.feed import message_map
+from sepsis_nb.rows.strict import BadMessage
+from sepsis_nb.stream.feed import message_map, parse_mapped
 from sepsis_nb.stream.scoring import score_batch
 from sepsis_nb.stream.states import Patients
 
@@ -188,3 +189,22 @@ def test_messages_of_the_ward():
     assert [orjson.loads(o[2])['prediction_probabilities'] for o in again.outputs] == \
         [o['prediction_probabilities'] for o in outs]
     np.testing.assert_allclose(there[0].states[0], patients[0].states[0], rtol=1e-9)
+
+def fed(signals, text, **o):
+    "Values of one message by a map with one table"
+    m = message_map(parse_map('[[table]]\n'+text, 'feed.toml'))
+    return parse_mapped(orjson.dumps(o), signals, m)
+
+@pytest.mark.parametrize('name, key', [
+    ('Glucose [mmol/L]', 'Glucose [mmol/L]'), ('Glucose', 'glucose (mmol/L)'), ('glucose [mmol/L]', 'Glucose')])
+def test_a_key_is_read_as_a_header(tmp_path, name, key):
+    m = f'patient = "stay"\ntime = "t"\ntime_as = "hours"\n[table.signals]\nGlucose = "{name}"\n'
+    (tmp_path/'w.toml').write_text('[[table]]\n'+m)
+    (tmp_path/'w.csv').write_text(f'stay,T,{key}\n' + ''.join(f'7,{t},{x}\n' for t,x in enumerate((5.5, 6, 7, 8))))
+    x = read(tmp_path/'w.csv', map=tmp_path/'w.toml').Glucose.iloc[0]
+    row = fed(('Glucose',), m, Stay='7', T=2, **{key:5.5})
+    assert row.values[0] == x == pytest.approx(5.5*18.016, rel=1e-3) and row.time == 2
+    for o in {'gluCose':5, 'GLUCOSE':6}, {'Glucose [kg]':5}:
+        with pytest.raises(BadMessage): fed(('Glucose',), m, stay='7', **o)
+    with pytest.raises(ValueError, match='the header says'):
+        fed(('Glucose',), m.replace(f'"{name}"', '{name = "g [mmol/L]", unit = "mg/dL"}'), stay='7', HR=1)
