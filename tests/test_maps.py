@@ -208,3 +208,12 @@ def test_a_key_is_read_as_a_header(tmp_path, name, key):
         with pytest.raises(BadMessage): fed(('Glucose',), m, stay='7', **o)
     with pytest.raises(ValueError, match='the header says'):
         fed(('Glucose',), m.replace(f'"{name}"', '{name = "g [mmol/L]", unit = "mg/dL"}'), stay='7', HR=1)
+
+def test_a_column_of_only_may_be_absent():
+    "As in a table; and a map of files per patient serves a feed"
+    m,lab = message_map(load_map('clif')), dict(hospitalization_id='7', lab_category='lactate', lab_value_numeric=2)
+    def value(**o): return parse_mapped(orjson.dumps(lab | o), ('Lactate',), m).values
+    assert value() == value(lab_specimen_category='plasma_blood') == [2]
+    with pytest.raises(BadMessage, match='no-signal'): value(lab_specimen_category='urine')
+    row = parse_mapped(b'{"patient_id":"7","ICULOS":3,"HR":80}', ('HR',), message_map(load_map('challenge')))
+    assert row == ('7', 3, [80])
