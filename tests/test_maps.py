@@ -217,3 +217,9 @@ def test_a_column_of_only_may_be_absent():
     with pytest.raises(BadMessage, match='no-signal'): value(lab_specimen_category='urine')
     row = parse_mapped(b'{"patient_id":"7","ICULOS":3,"HR":80}', ('HR',), message_map(load_map('challenge')))
     assert row == ('7', 3, [80])
+
+def test_ids_of_a_feed_are_those_of_a_table():
+    def who(v): return fed(('HR',), 'patient = "stay"\ntime = "t"\n', stay=v, HR=80).patient_id
+    assert who(' 007 ') == '007' and who('Ju\u0308rgen') == 'J\u00fcrgen' and who(7) == '7'
+    for v in '1.23457E+11', 'NULL', '7.0', '', ' ':
+        with pytest.raises(BadMessage, match='bad-patient-id'): who(v)

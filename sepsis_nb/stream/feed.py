@@ -6,15 +6,17 @@
 __all__ = ['MessageMap', 'message_map', 'feed_of', 'parse_mapped']
 
 # %% ../../nbs/stream/26_feed.ipynb #18bd9e03
-import json, orjson
+import json, orjson, pandas as pd
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
 from ..rows.maps import SourceMap, load_map, name_key, places, unit_of
 from ..rows.signals import SIGNALS
 from ..rows.strict import BadMessage, check_json, is_plain
+from ..rows.tables import Table, ids
 from ..rows.units import conversion
 from ..rows.wide import unit_said
 
@@ -132,6 +134,18 @@ def _measurement(obj, t, codes, feed):
     return c.signal, _canonical(v, t.value, *how, None)
 
 # %% ../../nbs/stream/26_feed.ipynb #1dae7aff
+@lru_cache(1 << 16)
+def _id(text):
+    "An id as a table has it; `ValueError` if it is damaged"
+    return ids(pd.Series([text], name='patient'), Table(pd.DataFrame(), 'message')).iloc[0]
+
+def _who(v):
+    "As `_id`, of a message; what is no text or whole number stays, and `parse` refuses it"
+    if type(v) is int: v = str(v)
+    if not isinstance(v, str) or not v: return v
+    try: return _id(v)
+    except ValueError as e: raise BadMessage(f'bad-patient-id: {str(e)[:200]}') from None
+
 def _hour(v, feed):
     "A time by the map as `parse` takes it"
     if type(v) in (float, int): return v*feed.hour
@@ -149,7 +163,7 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
     if not obj.keys() <= feed.codes: obj = _spelt(obj, feed)
     who = obj.get(feed.patient, obj.get('patient_id'))
     if who is None: raise BadMessage(f"no-patient-id: no {feed.patient} among the keys {', '.join(obj)[:200]}")
-    out = {'patient_id':str(who) if type(who) is int else who} # as a table's ids
+    out = {'patient_id':_who(who)}
     if (at := next((v for k in feed.times if (v := obj.get(k)) is not None), None)) is not None:
         out['time'] = _hour(at, feed)
     for t,codes in feed.long:
