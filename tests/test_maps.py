@@ -223,3 +223,9 @@ def test_ids_of_a_feed_are_those_of_a_table():
     assert who(' 007 ') == '007' and who('Ju\u0308rgen') == 'J\u00fcrgen' and who(7) == '7'
     for v in '1.23457E+11', 'NULL', '7.0', '', ' ':
         with pytest.raises(BadMessage, match='bad-patient-id'): who(v)
+
+def test_summer_time_of_a_feed():
+    def at(t): return fed(('HR',), 'patient = "stay"\ntime = "t"\nzone = "Europe/Berlin"\n', stay='7', t=t, HR=80).time
+    assert at('2025-03-30 03:30')-at('2025-03-30 01:30') == 1
+    for t,why in ('2025-10-26 02:30', 'stands twice'), ('2025-03-30 02:30', 'is no time'):
+        with pytest.raises(BadMessage, match=why): at(t)

@@ -152,7 +152,12 @@ def _hour(v, feed):
     if not (feed.zone and isinstance(v, str)): return v
     try: t = datetime.fromisoformat(v)
     except ValueError: return v
-    return v if t.tzinfo else t.replace(tzinfo=feed.zone).isoformat()
+    if t.tzinfo: return v
+    one,other = (t.replace(tzinfo=feed.zone, fold=k) for k in (0, 1))
+    if (twice := one.utcoffset()-other.utcoffset()): raise BadMessage( # as for a table
+        f"bad-time: {v} {'stands twice' if twice.total_seconds() > 0 else 'is no time'} in {feed.zone.key}, "
+        'as summer time begins or ends; send UTC, or an offset')
+    return one.isoformat()
 
 def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw, signals: as for `parse`
     "One message by a map as a row; `BadMessage` says why it cannot be used"
