@@ -29,7 +29,7 @@ from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, 
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
-from .rows.wide import COLUMNS, described
+from .rows.wide import COLUMNS, described, in_utc
 
 # %% ../nbs/00_data.ipynb #705fb538
 log = logging.getLogger(__name__)
@@ -107,7 +107,9 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'
-    return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
+    out = pd.DataFrame(out)
+    if 'time' in df: out.attrs['utc'] = in_utc(col('time'), '', '')
+    return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
 def _suspect_units(df, own, where): # own: name to the column's in the file
@@ -154,7 +156,7 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
 def _stacked(parts, where): # parts: [(frame, notes)]
     "Frames below each other, and their notes; `ValueError` for times of different kinds"
     frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]
-    kinds = {str(df.time.dtype) if 'time' in df else 'none' for df in frames}
+    kinds = {str(df.time.dtype)+' with a zone'*df.attrs.get('utc', False) if 'time' in df else 'none' for df in frames}
     if len(kinds) > 1: raise ValueError(
         f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
     return (pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]), notes

@@ -229,3 +229,24 @@ def test_summer_time_of_a_feed():
     assert at('2025-03-30 03:30')-at('2025-03-30 01:30') == 1
     for t,why in ('2025-10-26 02:30', 'stands twice'), ('2025-03-30 02:30', 'is no time'):
         with pytest.raises(BadMessage, match=why): at(t)
+
+ZONED = '[[table]]\nfiles = "v.*"\npatient = "p"\ntime = "t"\n[table.signals]\nHR = "hr"\n'
+@pytest.mark.parametrize('other', [
+    'time = "t"\n[table.signals]\nTemp = "x"\n', 'onset = "t"\n',
+    'layout = "long"\ntime = "t"\ncode = "c"\nvalue = "x"\n[table.signals]\nTemp = "temp"\n'])
+def test_dates_with_and_without_a_zone(tmp_path, other):
+    m = ZONED+f'[[table]]\nfiles = "o.*"\npatient = "p"\n{other}'
+    (tmp_path/'v.csv').write_text('p,t,hr\n1,2025-01-31T10:00-05:00,80\n1,2025-01-31T11:00-05:00,81\n')
+    (tmp_path/'o.csv').write_text('p,t,c,x\n1,2025-01-31T10:00,temp,37\n')
+    def got(m):
+        (tmp_path/'m.toml').write_text(m)
+        return read([tmp_path/'v.csv', tmp_path/'o.csv'], map=tmp_path/'m.toml')
+    with pytest.raises(ValueError, match="table 1 key 'time' has dates with a time zone, m.toml table 2"): got(m)
+    assert len(got(m.replace('files = "o.*"', 'files = "o.*"\nzone = "America/New_York"'))) == 2
+    (tmp_path/'v.csv').write_text('p,t,hr\n1,2025-01-31,80\n1,2025-01-31T11:00,81\n'.replace('31,', '31T09:00,'))
+    assert len(got(m)) in (2, 3)
+
+def test_own_names_with_and_without_a_zone(tmp_path):
+    for k,z in (1, '+01:00'), (2, ''):
+        (tmp_path/f'{k}.csv').write_text(f'patient_id,time,HR,MAP\n{k},2025-01-31 10:00{z},80,70\n')
+    with pytest.raises(ValueError, match='times of different kinds'): read(tmp_path)

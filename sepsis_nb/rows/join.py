@@ -44,6 +44,14 @@ def _stacked(parts, m): # parts: [(Part, TableMap)]
             if mine: out.append((t, pd.concat(mine, ignore_index=True) if len(mine) > 1 else mine[0]))
     return out
 
+def _check_clocks(parts, m):
+    "`ValueError` for dates in UTC beside dates of some clock, which may be hours apart"
+    met = {}
+    for k,p,t in ((k, p.rows, t) for p,t in parts for k in ('time', 'onset') if k in p.rows):
+        if p[k].dtype.kind == 'M' and p[k].notna().any(): met.setdefault(k in p.attrs.get('utc', ()), (t, k))
+    if len(met) > 1: raise ValueError(f'{m.at(*met[True])} has dates with a time zone, {m.at(*met[False])} without; '
+                                      'give the second table a `zone` in the map, or export one kind')
+
 def _check_times(tables, m):
     "`ValueError` if tables have times of different kinds"
     kinds = {}
@@ -167,6 +175,7 @@ def _column_notes(columns):
 # %% ../../nbs/rows/19_join.ipynb #71cc2db0
 def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     "The tables of a source as one; `ValueError` where two readings are possible"
+    _check_clocks(parts, m)
     tables,notes = _stacked(parts, m), [o for p,_ in parts for o in p.notes]
     _check_times(tables, m)
     timed = [(t, df) for t,df in tables if 'time' in df and (set(df) & set(SIGNALS) or len(tables) == 1)]
