@@ -226,17 +226,18 @@ def _read_own(given, columns):
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
-def _files(path, folder):
-    "The files of a path; those of an archive unpacked into `folder`"
+def _files(path, folder, mapped):
+    "The files of a path; those of an archive unpacked into `folder`, if they are no stays to be read without a map"
     if path.is_dir(): return [path/o.name for o in members(path)]
     if ending(path) != '.zip' or not path.is_file(): return [path]*path.is_file()
     found = members(path)
-    if all(ending(o.name) == '.psv' for o in found): return [path]
+    if not mapped and all(ending(o.name) == '.psv' for o in found): return [path]
     check_size(sum(o.size for o in found), path)
+    folder = Path(folder)/f'{len(list(Path(folder).iterdir()))}'/path.absolute().parent.name/path.stem # two may share it
     for o in found:
-        (to := Path(folder)/path.stem/o.name).parent.mkdir(parents=True, exist_ok=True)
+        (to := folder/o.name).parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(o.load())
-    return [Path(folder)/path.stem/o.name for o in found]
+    return [folder/o.name for o in found]
 
 def _is_own(names): # names: columns
     "Whether a table is of our own names"
@@ -256,7 +257,7 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
     own = 'challenge', 'monitor' # read by `tidy`
     m = load_map(name) if name else None
     paths = [SAMPLE_EICU if str(p) == _EICU else Path(p).expanduser() for p in given if str(p) != 'sample']
-    found = [p for path in paths for p in _files(path, folder)]
+    found = [p for path in paths for p in _files(path, folder, name and name not in own)]
     if name in own or not (name or any(ending(p) in ENDINGS and ending(p) != '.psv' for p in found)): return None, {}
     heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS and (name or ending(p) != '.psv')}
     if not m and (name := recognise(heads)) in ('', *own):
@@ -322,7 +323,7 @@ def fitting(paths, map)->str: # as for `read_source`
     if not (map and paths): return ''
     given = [p.strip() for p in paths.split(',')]
     with TemporaryDirectory() as folder:
-        found = [p for path in given if path not in ('sample', _EICU) for p in _files(Path(path).expanduser(), folder)]
+        found = [p for path in given if path not in ('sample', _EICU) for p in _files(Path(path).expanduser(), folder, True)]
         heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS}
     return map if assign(load_map(map), heads)[0] else ''
 

@@ -250,3 +250,18 @@ def test_own_names_with_and_without_a_zone(tmp_path):
     for k,z in (1, '+01:00'), (2, ''):
         (tmp_path/f'{k}.csv').write_text(f'patient_id,time,HR,MAP\n{k},2025-01-31 10:00{z},80,70\n')
     with pytest.raises(ValueError, match='times of different kinds'): read(tmp_path)
+
+def test_archives_of_one_name(tmp_path):
+    for k in 1, 2:
+        (tmp_path/f'h{k}').mkdir()
+        with zipfile.ZipFile(tmp_path/f'h{k}'/'export.zip', 'w') as z: z.writestr('v.csv', f'p,t,hr\n{k},1,80\n')
+    (tmp_path/'m.toml').write_text(ZONED.replace('time = "t"', 'time = "t"\ntime_as = "hours"'))
+    assert read([tmp_path/f'h{k}'/'export.zip' for k in (1, 2)], map=tmp_path/'m.toml').patient_id.tolist() == ['1', '2']
+
+def test_an_archive_of_stays_by_a_map(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for k in 1, 2: z.writestr(f'p{k}.psv', f'HR|Temp|ICULOS\n80|37|{k}\n')
+    (tmp_path/'m.toml').write_text('[[table]]\nfiles = "*.psv"\nfile_is_patient = true\ntime = "ICULOS"\n'
+                                   'time_as = "hours"\n[table.signals]\nHR = "HR"\n')
+    assert read(tmp_path/'a.zip', map=tmp_path/'m.toml').patient_id.tolist() == ['p1', 'p2']
+    assert fitting(str(tmp_path/'a.zip'), str(tmp_path/'m.toml'))
