@@ -233,7 +233,8 @@ def _files(path, folder, mapped):
     found = members(path)
     if not mapped and all(ending(o.name) == '.psv' for o in found): return [path]
     check_size(sum(o.size for o in found), path)
-    folder = Path(folder)/f'{len(list(Path(folder).iterdir()))}'/path.absolute().parent.name/path.stem # two may share it
+    n = len(list(Path(folder).iterdir())) # two archives may share a name
+    folder = Path(folder)/f'{n}'/path.absolute().parent.name/path.stem
     for o in found:
         (to := folder/o.name).parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(o.load())
@@ -323,7 +324,8 @@ def fitting(paths, map)->str: # as for `read_source`
     if not (map and paths): return ''
     given = [p.strip() for p in paths.split(',')]
     with TemporaryDirectory() as folder:
-        found = [p for path in given if path not in ('sample', _EICU) for p in _files(Path(path).expanduser(), folder, True)]
+        others = [p for p in given if p not in ('sample', _EICU)]
+        found = [p for path in others for p in _files(Path(path).expanduser(), folder, True)]
         heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS}
     return map if assign(load_map(map), heads)[0] else ''
 

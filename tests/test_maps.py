@@ -256,7 +256,8 @@ def test_archives_of_one_name(tmp_path):
         (tmp_path/f'h{k}').mkdir()
         with zipfile.ZipFile(tmp_path/f'h{k}'/'export.zip', 'w') as z: z.writestr('v.csv', f'p,t,hr\n{k},1,80\n')
     (tmp_path/'m.toml').write_text(ZONED.replace('time = "t"', 'time = "t"\ntime_as = "hours"'))
-    assert read([tmp_path/f'h{k}'/'export.zip' for k in (1, 2)], map=tmp_path/'m.toml').patient_id.tolist() == ['1', '2']
+    df = read([tmp_path/f'h{k}'/'export.zip' for k in (1, 2)], map=tmp_path/'m.toml')
+    assert df.patient_id.tolist() == ['1', '2']
 
 def test_an_archive_of_stays_by_a_map(tmp_path):
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:

@@ -63,14 +63,16 @@ def _how(key, c, where):
 
 def message_map(m:SourceMap)->MessageMap:
     "A map for messages; `ValueError` says what in it a message cannot have"
-    tables = [t for t in m.tables if (t.patient or t.file_is_patient) and (t.signals or t.known or not (t.label or t.onset))]
+    tables = [t for t in m.tables if (t.patient or t.file_is_patient)
+              and (t.signals or t.known or not (t.label or t.onset))]
     timed = [t for t in tables if t.time]
     how = _one([t.time_as for t in timed], 'times as', m)
     if how not in _HOURS: raise ValueError(f"map {m.name}: time_as = '{how}' is for tables; a message has ISO 8601, or "
                                            f"a number as {', '.join(filter(None, _HOURS))}")
     wide,spelt = _wide_keys(m, [t for t in tables if t.layout == 'wide'])
     long = tuple((t, places(t)) for t in tables if t.layout == 'long')
-    patient,at = _one([t.patient or 'patient_id' for t in tables], 'the patient in', m), tuple(dict.fromkeys(t.time for t in timed))
+    patient = _one([t.patient or 'patient_id' for t in tables], 'the patient in', m)
+    at = tuple(dict.fromkeys(t.time for t in timed))
     keys = {patient, *at, 'time'}
     for t,_ in long: keys |= {t.code, t.value, *t.unit, *t.only}
     spelt |= {name_key(k):k for k in keys}
