@@ -266,3 +266,9 @@ def test_an_archive_of_stays_by_a_map(tmp_path):
                                    'time_as = "hours"\n[table.signals]\nHR = "HR"\n')
     assert read(tmp_path/'a.zip', map=tmp_path/'m.toml').patient_id.tolist() == ['p1', 'p2']
     assert fitting(str(tmp_path/'a.zip'), str(tmp_path/'m.toml'))
+
+def test_two_rows_of_one_time_share_a_label(tmp_path):
+    (tmp_path/'dyn.csv').write_text('stay_id,time,hr,map\n1,0,80,70\n1,1,81,70\n1,1,83,70\n')
+    (tmp_path/'outc.csv').write_text('stay_id,time,label\n1,0,0\n1,1,1\n1,2,1\n')
+    df = read(tmp_path)
+    assert df.label.tolist() == [0, 1, 1, 1] and df.HR.tolist()[:3] == [80, 81, 83]

@@ -104,7 +104,7 @@ def _labelled(df, labels, what):
     notes = note('label of a patient without rows', labels.patient_id[~known], f'left out; {what} and the rows differ')
     labels,patients = labels.loc[known, [*KEYS, 'label']], df.patient_id.unique()
     out = df.merge(labels, on=KEYS, how='left')
-    alone = labels.merge(df[KEYS], on=KEYS, how='left', indicator=True)._merge.to_numpy() == 'left_only'
+    alone = labels.merge(df[KEYS].drop_duplicates(), on=KEYS, how='left', indicator=True)._merge.to_numpy() == 'left_only'
     notes += note('label at a time without a row', labels.patient_id[alone], 'made a row of its own, with no value')
     if alone.any(): out = _ordered(pd.concat([out, labels[alone]], ignore_index=True), patients)
     return out, notes+note('row without a label', out.patient_id[out.label.isna()], f'{what} has none at its time')
