@@ -1209,6 +1209,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'sepsis_nb/rows/inspect.py')},
             'sepsis_nb.rows.join': { 'sepsis_nb.rows.join.Source': ('rows/join.html#source', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._by_onset': ('rows/join.html#_by_onset', 'sepsis_nb/rows/join.py'),
+                                     'sepsis_nb.rows.join._check_apart': ('rows/join.html#_check_apart', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._check_clocks': ('rows/join.html#_check_clocks', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._check_lacking': ('rows/join.html#_check_lacking', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._check_times': ('rows/join.html#_check_times', 'sepsis_nb/rows/join.py'),

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from .rows.findings import noted, warn
-from .rows.join import Source, head_columns, read_mapped
+from .rows.join import Source, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
@@ -159,7 +159,11 @@ def _stacked(parts, where): # parts: [(frame, notes)]
     kinds = {str(df.time.dtype)+' with a zone'*df.attrs.get('utc', False) if 'time' in df else 'none' for df in frames}
     if len(kinds) > 1: raise ValueError(
         f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
-    return (pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]), notes
+    if len(frames) == 1: return frames[0], notes
+    df,who = pd.concat(frames, ignore_index=True), pd.Series([i for o in frames for i in o.patient_id.unique()])
+    twice = who[who.duplicated()].unique()
+    said = note('patient in several files', df.patient_id[df.patient_id.isin(twice)], 'taken for one stay')
+    return df, notes+said
 
 def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
     one = ending(path) == '.psv' and path.is_file()

@@ -272,3 +272,19 @@ def test_two_rows_of_one_time_share_a_label(tmp_path):
     (tmp_path/'outc.csv').write_text('stay_id,time,label\n1,0,0\n1,1,1\n1,2,1\n')
     df = read(tmp_path)
     assert df.label.tolist() == [0, 1, 1, 1] and df.HR.tolist()[:3] == [80, 81, 83]
+
+def test_stays_of_one_name_in_two_folders(tmp_path):
+    def put(name, text): (tmp_path/name).parent.mkdir(parents=True, exist_ok=True); (tmp_path/name).write_text(text)
+    for k in 'a', 'b':
+        put(f'yaib/{k}/dyn.csv', 'stay_id,time,hr,map\n1,0,80,70\n')
+        put(f'yaib/{k}/outc.csv', 'stay_id,time,label\n1,0,0\n')
+        put(f'files/{k}/p1.csv', 't,hr\n0,80\n')
+        put(f'own/{k}/x.csv', 'patient_id,time,HR,MAP\n1,0,80,70\n')
+    (tmp_path/'m.toml').write_text(ZONED.replace('patient = "p"', 'file_is_patient = true\ntime_as = "hours"')
+                                   .replace('v.*', '*.csv'))
+    for paths,m in (((tmp_path/'yaib',), ''), ((tmp_path/'yaib'/'a', tmp_path/'yaib'/'b'), ''),
+                    ((tmp_path/'files',), tmp_path/'m.toml')):
+        with pytest.raises(ValueError, match=r'^a/\w+.csv and b/\w+.csv both have the patient p?1;'): read(paths, map=m)
+    for paths in ((tmp_path/'own',), (tmp_path/'own'/'a', tmp_path/'own'/'b')):
+        notes = read_source(paths).notes
+        assert notes[notes.finding == 'patient in several files'].stays.tolist() == [1]

@@ -9,6 +9,7 @@ __all__ = ['KEYS', 'Source', 'note', 'join_parts', 'head_columns', 'read_mapped'
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from os.path import commonpath
 from pathlib import Path
 from .events import read_long, text_blocks
 from .findings import noted
@@ -210,6 +211,17 @@ def _check_lacking(m, name, names):
         raise ValueError(f"{Path(name).name}: {m.at(t)} needs the columns {', '.join(missing(t, names))}; "
                          f"found: {', '.join(names)}")
 
+def _check_apart(got, t): # got: [(path, Part)] of one wide table
+    "`ValueError` for a patient in files of two folders, or in two files that are named after patients"
+    met,alone = {}, t.file_is_patient
+    if not alone and len({p.parent for p,_ in got}) < 2: return
+    for p,part in got:
+        for who in part.rows.patient_id.unique() if 'patient_id' in part.rows else ():
+            if (o := met.setdefault(who, p)) == p or not alone and o.parent == p.parent: continue
+            a,b = (q.relative_to(commonpath((o, p))).as_posix() for q in (o, p))
+            raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
+                             'or put the files of one source into one folder')
+
 def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its columns
     "Files by a map; `ValueError` names file, row and column, or table and key of the map"
     fit,stray = assign(m, found)
@@ -220,7 +232,9 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
     for t in m.tables:
         mine = [Path(name) for name,o in fit if o is t]
         if t.layout == 'long' and mine: parts += [(p, t) for p in read_long(mine, t)]
-        else: parts += [(read_wide(read_table(p), t), t) for p in mine]
+        else:
+            _check_apart(got := [(p, read_wide(read_table(p), t)) for p in mine], t)
+            parts += [(p, t) for _,p in got]
     notes = [('file not read', 0, 0, ', '.join(Path(o).name for o in stray[:8]), f'no table of {m.name} fits')]
     notes += [('no file of a table', 0, 0, ', '.join(t.files), f'{m.at(t)} is missing') for t in m.tables
               if not t.optional and not any(o is t for _,o in fit)]
