@@ -1215,6 +1215,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sepsis_nb.rows.join._check_times': ('rows/join.html#_check_times', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._column_notes': ('rows/join.html#_column_notes', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._labelled': ('rows/join.html#_labelled', 'sepsis_nb/rows/join.py'),
+                                     'sepsis_nb.rows.join._lost': ('rows/join.html#_lost', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._measured': ('rows/join.html#_measured', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._once': ('rows/join.html#_once', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._onsets': ('rows/join.html#_onsets', 'sepsis_nb/rows/join.py'),

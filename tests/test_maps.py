@@ -288,3 +288,11 @@ def test_stays_of_one_name_in_two_folders(tmp_path):
     for paths in ((tmp_path/'own',), (tmp_path/'own'/'a', tmp_path/'own'/'b')):
         notes = read_source(paths).notes
         assert notes[notes.finding == 'patient in several files'].stays.tolist() == [1]
+
+def test_a_line_of_a_map_that_meets_nothing(ward):
+    folder,m = ward()
+    m.write_text(WARD.replace('Lactate = "lac"', 'Lactate = "lac"\nSodium = "na"')
+                 .replace('HR = "heart_rate"', 'HR = "heart_rate"\nResp = "breaths"'))
+    notes = read_source(folder, map=m).notes
+    assert notes[notes.finding == 'signal of the map not found']['first'].tolist() == [
+        'ward.toml table 1: breaths', 'ward.toml table 2: na']

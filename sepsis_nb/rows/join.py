@@ -13,7 +13,7 @@ from os.path import commonpath
 from pathlib import Path
 from .events import read_long, text_blocks
 from .findings import noted
-from .maps import SourceMap, assign, missing
+from .maps import SourceMap, assign, built_in, missing, name_key
 from .onset import LabelRule, assumed_rule, label_rows, onset_findings
 from .signals import SIGNALS, hours
 from .tables import ending, parquet_columns, read_table
@@ -105,7 +105,7 @@ def _labelled(df, labels, what):
     notes = note('label of a patient without rows', labels.patient_id[~known], f'left out; {what} and the rows differ')
     labels,patients = labels.loc[known, [*KEYS, 'label']], df.patient_id.unique()
     out = df.merge(labels, on=KEYS, how='left')
-    alone = labels.merge(df[KEYS].drop_duplicates(), on=KEYS, how='left', indicator=True)._merge.to_numpy() == 'left_only'
+    alone = labels.merge(df[KEYS].drop_duplicates(), how='left', indicator=True)._merge.to_numpy() == 'left_only'
     notes += note('label at a time without a row', labels.patient_id[alone], 'made a row of its own, with no value')
     if alone.any(): out = _ordered(pd.concat([out, labels[alone]], ignore_index=True), patients)
     return out, notes+note('row without a label', out.patient_id[out.label.isna()], f'{what} has none at its time')
@@ -222,6 +222,14 @@ def _check_apart(got, t): # got: [(path, Part)] of one wide table
             raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
                              'or put the files of one source into one folder')
 
+def _lost(parts, t, m): # a built-in map names all that its layout can have
+    "A note of the signals of a table that no column and no code carries"
+    met = {name_key(o['column']) for p,u in parts if u is t for o in p.columns if o['signal']}
+    lost = [c.name for c in t.signals if name_key(c.name) not in met]
+    if not (met and lost) or built_in().get(m.name) is m: return []
+    what = f"{m.at(t)}: {', '.join(lost[:8])}{', …' if len(lost) > 8 else ''}"
+    return [('signal of the map not found', 0, 0, what, 'no column or code of this name; correct it in the map')]
+
 def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its columns
     "Files by a map; `ValueError` names file, row and column, or table and key of the map"
     fit,stray = assign(m, found)
@@ -236,6 +244,7 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
             _check_apart(got := [(p, read_wide(read_table(p), t)) for p in mine], t)
             parts += [(p, t) for _,p in got]
     notes = [('file not read', 0, 0, ', '.join(Path(o).name for o in stray[:8]), f'no table of {m.name} fits')]
+    for t in m.tables: notes += _lost(parts, t, m)
     notes += [('no file of a table', 0, 0, ', '.join(t.files), f'{m.at(t)} is missing') for t in m.tables
               if not t.optional and not any(o is t for _,o in fit)]
     parts[0] = parts[0][0]._replace(notes=notes[not stray:]+parts[0][0].notes), parts[0][1]
