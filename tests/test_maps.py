@@ -295,4 +295,12 @@ def test_a_line_of_a_map_that_meets_nothing(ward):
                  .replace('HR = "heart_rate"', 'HR = "heart_rate"\nResp = "breaths"'))
     notes = read_source(folder, map=m).notes
     assert notes[notes.finding == 'signal of the map not found']['first'].tolist() == [
-        'ward.toml table 1: breaths', 'ward.toml table 2: na']
+        'ward.toml table 1 breaths, ward.toml table 2 na']
+
+def test_a_mean_of_rows_is_of_values_in_range(ward):
+    folder,m = ward(vitals='stay;t;heart_rate;temp;bed\n7;0;120;98.6;1\n7;0;0;98.6;1\n7;1;0;;1\n')
+    m.write_text(WARD.replace('{name = "temp", unit = "°F"}', '"temp"'))
+    s = read_source(folder, map=m)
+    np.testing.assert_allclose(s.df[['HR', 'Temp']].iloc[:2], [[120, 37], [0, np.nan]])
+    said = dict(zip(s.notes.finding, s.notes.rows))
+    assert said['value out of range beside others of its time in vitals.*'] == 1

@@ -15,7 +15,7 @@ from .events import read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, built_in, missing, name_key
 from .onset import LabelRule, assumed_rule, label_rows, onset_findings
-from .signals import SIGNALS, hours
+from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table
 from .wide import COLUMNS, read_wide
 
@@ -63,9 +63,15 @@ def _check_times(tables, m):
 
 def _once(df, what):
     "Rows of one patient and time as one, of the mean of their values; and a note"
-    twice = df.duplicated(KEYS)
+    twice,names = df.duplicated(KEYS), [c for c in df if c in SIGNALS]
     if not twice.any(): return df, []
     said = note(f'several rows of one time in {what}', df.patient_id[twice], 'made one, of the mean of their values')
+    shared = df.duplicated(KEYS, keep=False)
+    x,_,wrong = clean(df.loc[shared, names], names) # a mean would hide what is out of range, or in °F
+    said += note(f'value out of range beside others of its time in {what}', df.patient_id[shared][wrong.any(1)],
+                 'left out of the mean')
+    df = df.copy()
+    df.loc[shared, names] = x
     return df.groupby(KEYS, sort=False, as_index=False).mean(numeric_only=True), said
 
 # %% ../../nbs/rows/19_join.ipynb #5b02671f
@@ -222,13 +228,14 @@ def _check_apart(got, t): # got: [(path, Part)] of one wide table
             raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
                              'or put the files of one source into one folder')
 
-def _lost(parts, t, m): # a built-in map names all that its layout can have
-    "A note of the signals of a table that no column and no code carries"
-    met = {name_key(o['column']) for p,u in parts if u is t for o in p.columns if o['signal']}
-    lost = [c.name for c in t.signals if name_key(c.name) not in met]
-    if not (met and lost) or built_in().get(m.name) is m: return []
-    what = f"{m.at(t)}: {', '.join(lost[:8])}{', …' if len(lost) > 8 else ''}"
-    return [('signal of the map not found', 0, 0, what, 'no column or code of this name; correct it in the map')]
+def _lost(parts, m): # a built-in map names all that its layout can have
+    "A note of the signals of a map that no column and no code carries"
+    lost = []
+    for t in m.tables if built_in().get(m.name) is not m else ():
+        met = {name_key(o['column']) for p,u in parts if u is t for o in p.columns if o['signal']}
+        lost += [f'{m.at(t)} {c.name}' for c in t.signals if met and name_key(c.name) not in met]
+    what = ', '.join(lost[:8]) + ', …'*(len(lost) > 8)
+    return [('signal of the map not found', 0, 0, what, 'no column or code has the name')]*bool(lost)
 
 def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its columns
     "Files by a map; `ValueError` names file, row and column, or table and key of the map"
@@ -244,7 +251,7 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
             _check_apart(got := [(p, read_wide(read_table(p), t)) for p in mine], t)
             parts += [(p, t) for _,p in got]
     notes = [('file not read', 0, 0, ', '.join(Path(o).name for o in stray[:8]), f'no table of {m.name} fits')]
-    for t in m.tables: notes += _lost(parts, t, m)
+    notes += _lost(parts, m)
     notes += [('no file of a table', 0, 0, ', '.join(t.files), f'{m.at(t)} is missing') for t in m.tables
               if not t.optional and not any(o is t for _,o in fit)]
     parts[0] = parts[0][0]._replace(notes=notes[not stray:]+parts[0][0].notes), parts[0][1]
