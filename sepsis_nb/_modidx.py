@@ -1212,6 +1212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'sepsis_nb.rows.join._check_apart': ('rows/join.html#_check_apart', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._check_clocks': ('rows/join.html#_check_clocks', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._check_lacking': ('rows/join.html#_check_lacking', 'sepsis_nb/rows/join.py'),
+                                     'sepsis_nb.rows.join._check_tasks': ('rows/join.html#_check_tasks', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._check_times': ('rows/join.html#_check_times', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._column_notes': ('rows/join.html#_column_notes', 'sepsis_nb/rows/join.py'),
                                      'sepsis_nb.rows.join._labelled': ('rows/join.html#_labelled', 'sepsis_nb/rows/join.py'),

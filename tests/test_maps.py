@@ -304,3 +304,15 @@ def test_a_mean_of_rows_is_of_values_in_range(ward):
     np.testing.assert_allclose(s.df[['HR', 'Temp']].iloc[:2], [[120, 37], [0, np.nan]])
     said = dict(zip(s.notes.finding, s.notes.rows))
     assert said['value out of range beside others of its time in vitals.*'] == 1
+
+@pytest.mark.parametrize('files', [('sepsis/0', 'death/0'), ('sepsis/train/0', 'death/train/0'), ('sepsis', 'death')])
+def test_labels_of_two_tasks(tmp_path, files):
+    def put(name, **o):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(dict(subject_id=[1, 1]) | o).to_parquet(tmp_path/f'{name}.parquet', index=False)
+    at = pd.to_datetime(['2025-01-01 10:00', '2025-01-01 11:00'])
+    put('data/train/0', time=at, code=['LOINC//8867-4']*2, numeric_value=[80., 81.])
+    put(f'labels/{files[0]}', prediction_time=at, boolean_value=[False, True])
+    assert read(tmp_path).label.tolist() == [0, 1]
+    put(f'labels/{files[1]}', prediction_time=at, boolean_value=[True, False])
+    with pytest.raises(ValueError, match='are labels of two tasks'): read(tmp_path)

@@ -228,6 +228,16 @@ def _check_apart(got, t): # got: [(path, Part)] of one wide table
             raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
                              'or put the files of one source into one folder')
 
+_SPLITS = 'train', 'tuning', 'held_out', 'val', 'validation', 'test' # parts of one task, as shards with numbers are
+def _check_tasks(mine, t): # mine: paths of one table
+    "`ValueError` for labels of two tasks: below the folder of a glob with ** each has a folder or a file of its own"
+    heads = {o.partition('/**')[0] for o in t.files if '/**' in o}
+    below = [p.parts[max(i for i,o in enumerate(p.parts) if o in heads)+1:] for p in mine if heads & {*p.parts[:-1]}]
+    tasks = {o[0].partition('.')[0]:'/'.join(o) for o in below}
+    tasks = [v for k,v in tasks.items() if k not in _SPLITS and not k.isdigit()]
+    if len(tasks) > 1: raise ValueError(f'{tasks[0]} and {tasks[1]} are labels of two tasks; '
+                                        'keep those of one, or name them in `files` of a map')
+
 def _lost(parts, m): # a built-in map names all that its layout can have
     "A note of the signals of a map that no column and no code carries"
     lost = []
@@ -246,6 +256,7 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
     parts = []
     for t in m.tables:
         mine = [Path(name) for name,o in fit if o is t]
+        if t.label or t.onset: _check_tasks(mine, t)
         if t.layout == 'long' and mine: parts += [(p, t) for p in read_long(mine, t)]
         else:
             _check_apart(got := [(p, read_wide(read_table(p), t)) for p in mine], t)
