@@ -321,6 +321,7 @@ def read_source(
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
         if m: return _in_known_units(read_mapped(found, m))
     df,notes,told = _read_own(given, columns)
+    df.attrs.pop('utc', None)
     return Source(df, told, CHALLENGE_RULE, noted(notes))
 
 def fitting(paths, map)->str: # as for `read_source`

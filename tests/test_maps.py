@@ -250,6 +250,7 @@ def test_own_names_with_and_without_a_zone(tmp_path):
     for k,z in (1, '+01:00'), (2, ''):
         (tmp_path/f'{k}.csv').write_text(f'patient_id,time,HR,MAP\n{k},2025-01-31 10:00{z},80,70\n')
     with pytest.raises(ValueError, match='times of different kinds'): read(tmp_path)
+    assert set(read(tmp_path/'1.csv').attrs) <= {'label_rule'} # else frames of two sources lose the rule
 
 def test_archives_of_one_name(tmp_path):
     for k in 1, 2:

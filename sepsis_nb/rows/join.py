@@ -202,6 +202,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     columns = pd.DataFrame([o for p,_ in parts for o in p.columns], columns=list(COLUMNS))
     names = [c for c in ('patient_id', 'time', *SIGNALS, 'label') if c in df]
     if list(df) != names: df = df[names]
+    df.attrs.pop('utc', None) # of the parts
     return Source(df, columns, m.rule, noted(notes+_column_notes(columns)), m.name)
 
 # %% ../../nbs/rows/19_join.ipynb #6368a220

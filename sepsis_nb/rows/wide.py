@@ -111,6 +111,7 @@ _OFFSET = re.compile(r'(Z|UTC|GMT|([:.]\d\d[\d.,]*( ?[AaPp]\.?[Mm]\.?)?|^\d{12,1
 def in_utc(col, time_as, zone)->bool: # col: of times that are dates, as found
     "Whether dates are known in UTC, by their offsets or the map; otherwise they are of some clock"
     if zone or time_as in ('epoch-s', 'epoch-ms') or isinstance(col.dtype, pd.DatetimeTZDtype): return True
+    if col.dtype.kind != 'O': return False # neither text nor objects
     texts = (o.strip() for o in col.dropna() if isinstance(o, str))
     return next((bool(_OFFSET.search(o)) for o in texts if o and o.lower() not in MISSING), False)
 
