@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from .rows.findings import noted, warn
-from .rows.join import Source, head_columns, read_mapped
+from .rows.join import Source, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
@@ -29,7 +29,7 @@ from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, 
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
-from .rows.wide import COLUMNS, described
+from .rows.wide import COLUMNS, described, in_utc
 
 # %% ../nbs/00_data.ipynb #705fb538
 log = logging.getLogger(__name__)
@@ -107,7 +107,9 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'
-    return pd.DataFrame(out), [*notes, *[note]*bool(unused)]
+    out = pd.DataFrame(out)
+    if 'time' in df: out.attrs['utc'] = in_utc(col('time'), '', '')
+    return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
 def _suspect_units(df, own, where): # own: name to the column's in the file
@@ -154,10 +156,14 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
 def _stacked(parts, where): # parts: [(frame, notes)]
     "Frames below each other, and their notes; `ValueError` for times of different kinds"
     frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]
-    kinds = {str(df.time.dtype) if 'time' in df else 'none' for df in frames}
+    kinds = {str(df.time.dtype)+' with a zone'*df.attrs.get('utc', False) if 'time' in df else 'none' for df in frames}
     if len(kinds) > 1: raise ValueError(
         f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
-    return (pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]), notes
+    if len(frames) == 1: return frames[0], notes
+    df,who = pd.concat(frames, ignore_index=True), pd.Series([i for o in frames for i in o.patient_id.unique()])
+    twice = who[who.duplicated()].unique()
+    said = note('patient in several files', df.patient_id[df.patient_id.isin(twice)], 'taken for one stay')
+    return df, notes+said
 
 def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
     one = ending(path) == '.psv' and path.is_file()
@@ -224,17 +230,19 @@ def _read_own(given, columns):
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
-def _files(path, folder):
-    "The files of a path; those of an archive unpacked into `folder`"
+def _files(path, folder, mapped):
+    "The files of a path; those of an archive unpacked into `folder`, if they are no stays to be read without a map"
     if path.is_dir(): return [path/o.name for o in members(path)]
     if ending(path) != '.zip' or not path.is_file(): return [path]*path.is_file()
     found = members(path)
-    if all(ending(o.name) == '.psv' for o in found): return [path]
+    if not mapped and all(ending(o.name) == '.psv' for o in found): return [path]
     check_size(sum(o.size for o in found), path)
+    n = len(list(Path(folder).iterdir())) # two archives may share a name
+    folder = Path(folder)/f'{n}'/path.absolute().parent.name/path.stem
     for o in found:
-        (to := Path(folder)/path.stem/o.name).parent.mkdir(parents=True, exist_ok=True)
+        (to := folder/o.name).parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(o.load())
-    return [Path(folder)/path.stem/o.name for o in found]
+    return [folder/o.name for o in found]
 
 def _is_own(names): # names: columns
     "Whether a table is of our own names"
@@ -254,7 +262,7 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
     own = 'challenge', 'monitor' # read by `tidy`
     m = load_map(name) if name else None
     paths = [SAMPLE_EICU if str(p) == _EICU else Path(p).expanduser() for p in given if str(p) != 'sample']
-    found = [p for path in paths for p in _files(path, folder)]
+    found = [p for path in paths for p in _files(path, folder, name and name not in own)]
     if name in own or not (name or any(ending(p) in ENDINGS and ending(p) != '.psv' for p in found)): return None, {}
     heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS and (name or ending(p) != '.psv')}
     if not m and (name := recognise(heads)) in ('', *own):
@@ -313,6 +321,7 @@ def read_source(
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
         if m: return _in_known_units(read_mapped(found, m))
     df,notes,told = _read_own(given, columns)
+    df.attrs.pop('utc', None)
     return Source(df, told, CHALLENGE_RULE, noted(notes))
 
 def fitting(paths, map)->str: # as for `read_source`
@@ -320,7 +329,8 @@ def fitting(paths, map)->str: # as for `read_source`
     if not (map and paths): return ''
     given = [p.strip() for p in paths.split(',')]
     with TemporaryDirectory() as folder:
-        found = [p for path in given if path not in ('sample', _EICU) for p in _files(Path(path).expanduser(), folder)]
+        others = [p for p in given if p not in ('sample', _EICU)]
+        found = [p for path in others for p in _files(Path(path).expanduser(), folder, True)]
         heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS}
     return map if assign(load_map(map), heads)[0] else ''
 

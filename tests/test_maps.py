@@ -7,7 +7,8 @@ from sepsis_nb.model.policy import Policy
 from sepsis_nb.model.scorer import Scorer
 from sepsis_nb.rows.maps import built_in, load_map, parse_map
 from sepsis_nb.rows.onset import LabelRule
-from sepsis_nb.stream.feed import message_map
+from sepsis_nb.rows.strict import BadMessage
+from sepsis_nb.stream.feed import message_map, parse_mapped
 from sepsis_nb.stream.scoring import score_batch
 from sepsis_nb.stream.states import Patients
 
@@ -188,3 +189,131 @@ def test_messages_of_the_ward():
     assert [orjson.loads(o[2])['prediction_probabilities'] for o in again.outputs] == \
         [o['prediction_probabilities'] for o in outs]
     np.testing.assert_allclose(there[0].states[0], patients[0].states[0], rtol=1e-9)
+
+def fed(signals, text, **o):
+    "Values of one message by a map with one table"
+    m = message_map(parse_map('[[table]]\n'+text, 'feed.toml'))
+    return parse_mapped(orjson.dumps(o), signals, m)
+
+@pytest.mark.parametrize('name, key', [
+    ('Glucose [mmol/L]', 'Glucose [mmol/L]'), ('Glucose', 'glucose (mmol/L)'), ('glucose [mmol/L]', 'Glucose')])
+def test_a_key_is_read_as_a_header(tmp_path, name, key):
+    m = f'patient = "stay"\ntime = "t"\ntime_as = "hours"\n[table.signals]\nGlucose = "{name}"\n'
+    (tmp_path/'w.toml').write_text('[[table]]\n'+m)
+    (tmp_path/'w.csv').write_text(f'stay,T,{key}\n' + ''.join(f'7,{t},{x}\n' for t,x in enumerate((5.5, 6, 7, 8))))
+    x = read(tmp_path/'w.csv', map=tmp_path/'w.toml').Glucose.iloc[0]
+    row = fed(('Glucose',), m, Stay='7', T=2, **{key:5.5})
+    assert row.values[0] == x == pytest.approx(5.5*18.016, rel=1e-3) and row.time == 2
+    for o in {'gluCose':5, 'GLUCOSE':6}, {'Glucose [kg]':5}:
+        with pytest.raises(BadMessage): fed(('Glucose',), m, stay='7', **o)
+    with pytest.raises(ValueError, match='the header says'):
+        fed(('Glucose',), m.replace(f'"{name}"', '{name = "g [mmol/L]", unit = "mg/dL"}'), stay='7', HR=1)
+
+def test_a_column_of_only_may_be_absent():
+    "As in a table; and a map of files per patient serves a feed"
+    m,lab = message_map(load_map('clif')), dict(hospitalization_id='7', lab_category='lactate', lab_value_numeric=2)
+    def value(**o): return parse_mapped(orjson.dumps(lab | o), ('Lactate',), m).values
+    assert value() == value(lab_specimen_category='plasma_blood') == [2]
+    with pytest.raises(BadMessage, match='no-signal'): value(lab_specimen_category='urine')
+    row = parse_mapped(b'{"patient_id":"7","ICULOS":3,"HR":80}', ('HR',), message_map(load_map('challenge')))
+    assert row == ('7', 3, [80])
+
+def test_ids_of_a_feed_are_those_of_a_table():
+    def who(v): return fed(('HR',), 'patient = "stay"\ntime = "t"\n', stay=v, HR=80).patient_id
+    assert who(' 007 ') == '007' and who('Ju\u0308rgen') == 'J\u00fcrgen' and who(7) == '7'
+    for v in '1.23457E+11', 'NULL', '7.0', '', ' ':
+        with pytest.raises(BadMessage, match='bad-patient-id'): who(v)
+
+def test_summer_time_of_a_feed():
+    def at(t): return fed(('HR',), 'patient = "stay"\ntime = "t"\nzone = "Europe/Berlin"\n', stay='7', t=t, HR=80).time
+    assert at('2025-03-30 03:30')-at('2025-03-30 01:30') == 1
+    for t,why in ('2025-10-26 02:30', 'stands twice'), ('2025-03-30 02:30', 'is no time'):
+        with pytest.raises(BadMessage, match=why): at(t)
+
+ZONED = '[[table]]\nfiles = "v.*"\npatient = "p"\ntime = "t"\n[table.signals]\nHR = "hr"\n'
+@pytest.mark.parametrize('other', [
+    'time = "t"\n[table.signals]\nTemp = "x"\n', 'onset = "t"\n',
+    'layout = "long"\ntime = "t"\ncode = "c"\nvalue = "x"\n[table.signals]\nTemp = "temp"\n'])
+def test_dates_with_and_without_a_zone(tmp_path, other):
+    m = ZONED+f'[[table]]\nfiles = "o.*"\npatient = "p"\n{other}'
+    (tmp_path/'v.csv').write_text('p,t,hr\n1,2025-01-31T10:00-05:00,80\n1,2025-01-31T11:00-05:00,81\n')
+    (tmp_path/'o.csv').write_text('p,t,c,x\n1,2025-01-31T10:00,temp,37\n')
+    def got(m):
+        (tmp_path/'m.toml').write_text(m)
+        return read([tmp_path/'v.csv', tmp_path/'o.csv'], map=tmp_path/'m.toml')
+    with pytest.raises(ValueError, match="table 1 key 'time' has dates with a time zone, m.toml table 2"): got(m)
+    assert len(got(m.replace('files = "o.*"', 'files = "o.*"\nzone = "America/New_York"'))) == 2
+    (tmp_path/'v.csv').write_text('p,t,hr\n1,2025-01-31,80\n1,2025-01-31T11:00,81\n'.replace('31,', '31T09:00,'))
+    assert len(got(m)) in (2, 3)
+
+def test_own_names_with_and_without_a_zone(tmp_path):
+    for k,z in (1, '+01:00'), (2, ''):
+        (tmp_path/f'{k}.csv').write_text(f'patient_id,time,HR,MAP\n{k},2025-01-31 10:00{z},80,70\n')
+    with pytest.raises(ValueError, match='times of different kinds'): read(tmp_path)
+    assert set(read(tmp_path/'1.csv').attrs) <= {'label_rule'} # else frames of two sources lose the rule
+
+def test_archives_of_one_name(tmp_path):
+    for k in 1, 2:
+        (tmp_path/f'h{k}').mkdir()
+        with zipfile.ZipFile(tmp_path/f'h{k}'/'export.zip', 'w') as z: z.writestr('v.csv', f'p,t,hr\n{k},1,80\n')
+    (tmp_path/'m.toml').write_text(ZONED.replace('time = "t"', 'time = "t"\ntime_as = "hours"'))
+    df = read([tmp_path/f'h{k}'/'export.zip' for k in (1, 2)], map=tmp_path/'m.toml')
+    assert df.patient_id.tolist() == ['1', '2']
+
+def test_an_archive_of_stays_by_a_map(tmp_path):
+    with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
+        for k in 1, 2: z.writestr(f'p{k}.psv', f'HR|Temp|ICULOS\n80|37|{k}\n')
+    (tmp_path/'m.toml').write_text('[[table]]\nfiles = "*.psv"\nfile_is_patient = true\ntime = "ICULOS"\n'
+                                   'time_as = "hours"\n[table.signals]\nHR = "HR"\n')
+    assert read(tmp_path/'a.zip', map=tmp_path/'m.toml').patient_id.tolist() == ['p1', 'p2']
+    assert fitting(str(tmp_path/'a.zip'), str(tmp_path/'m.toml'))
+
+def test_two_rows_of_one_time_share_a_label(tmp_path):
+    (tmp_path/'dyn.csv').write_text('stay_id,time,hr,map\n1,0,80,70\n1,1,81,70\n1,1,83,70\n')
+    (tmp_path/'outc.csv').write_text('stay_id,time,label\n1,0,0\n1,1,1\n1,2,1\n')
+    df = read(tmp_path)
+    assert df.label.tolist() == [0, 1, 1, 1] and df.HR.tolist()[:3] == [80, 81, 83]
+
+def test_stays_of_one_name_in_two_folders(tmp_path):
+    def put(name, text): (tmp_path/name).parent.mkdir(parents=True, exist_ok=True); (tmp_path/name).write_text(text)
+    for k in 'a', 'b':
+        put(f'yaib/{k}/dyn.csv', 'stay_id,time,hr,map\n1,0,80,70\n')
+        put(f'yaib/{k}/outc.csv', 'stay_id,time,label\n1,0,0\n')
+        put(f'files/{k}/p1.csv', 't,hr\n0,80\n')
+        put(f'own/{k}/x.csv', 'patient_id,time,HR,MAP\n1,0,80,70\n')
+    (tmp_path/'m.toml').write_text(ZONED.replace('patient = "p"', 'file_is_patient = true\ntime_as = "hours"')
+                                   .replace('v.*', '*.csv'))
+    for paths,m in (((tmp_path/'yaib',), ''), ((tmp_path/'yaib'/'a', tmp_path/'yaib'/'b'), ''),
+                    ((tmp_path/'files',), tmp_path/'m.toml')):
+        with pytest.raises(ValueError, match=r'^a/\w+.csv and b/\w+.csv both have the patient p?1;'): read(paths, map=m)
+    for paths in ((tmp_path/'own',), (tmp_path/'own'/'a', tmp_path/'own'/'b')):
+        notes = read_source(paths).notes
+        assert notes[notes.finding == 'patient in several files'].stays.tolist() == [1]
+
+def test_a_line_of_a_map_that_meets_nothing(ward):
+    folder,m = ward()
+    m.write_text(WARD.replace('Lactate = "lac"', 'Lactate = "lac"\nSodium = "na"')
+                 .replace('HR = "heart_rate"', 'HR = "heart_rate"\nResp = "breaths"'))
+    notes = read_source(folder, map=m).notes
+    assert notes[notes.finding == 'signal of the map not found']['first'].tolist() == [
+        'ward.toml table 1 breaths, ward.toml table 2 na']
+
+def test_a_mean_of_rows_is_of_values_in_range(ward):
+    folder,m = ward(vitals='stay;t;heart_rate;temp;bed\n7;0;120;98.6;1\n7;0;0;98.6;1\n7;1;0;;1\n')
+    m.write_text(WARD.replace('{name = "temp", unit = "°F"}', '"temp"'))
+    s = read_source(folder, map=m)
+    np.testing.assert_allclose(s.df[['HR', 'Temp']].iloc[:2], [[120, 37], [0, np.nan]])
+    said = dict(zip(s.notes.finding, s.notes.rows))
+    assert said['value out of range beside others of its time in vitals.*'] == 1
+
+@pytest.mark.parametrize('files', [('sepsis/0', 'death/0'), ('sepsis/train/0', 'death/train/0'), ('sepsis', 'death')])
+def test_labels_of_two_tasks(tmp_path, files):
+    def put(name, **o):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(dict(subject_id=[1, 1]) | o).to_parquet(tmp_path/f'{name}.parquet', index=False)
+    at = pd.to_datetime(['2025-01-01 10:00', '2025-01-01 11:00'])
+    put('data/train/0', time=at, code=['LOINC//8867-4']*2, numeric_value=[80., 81.])
+    put(f'labels/{files[0]}', prediction_time=at, boolean_value=[False, True])
+    assert read(tmp_path).label.tolist() == [0, 1]
+    put(f'labels/{files[1]}', prediction_time=at, boolean_value=[True, False])
+    with pytest.raises(ValueError, match='are labels of two tasks'): read(tmp_path)

@@ -17,7 +17,7 @@ from .signals import SIGNALS
 from .tables import Table, ending, ids, numbers, parse_table, read_table, refuse
 from .times import times
 from .units import conversion
-from .wide import Part, category, described
+from .wide import Part, category, described, in_utc
 
 # %% ../../nbs/rows/16_events.ipynb #5c15e508
 @njit(cache=True)
@@ -283,10 +283,10 @@ def index(self:Events, read):
         col,table = _texts(self, 'patient')
         key,self.ids = pd.factorize(ids(col, table))
         self.put('who', pd.DataFrame(dict(patient=col, k=key.astype('int64'))))
-    self.written = None
+    self.written,self.utc = None, self.dated == 'UTC' or bool(self.t.zone) or self.t.time_as in ('epoch-s', 'epoch-ms')
     if kinds.get('time') == 'VARCHAR':
         col,table = _texts(self, 'time')
-        x = times(col, table, self.t.time_as, self.t.zone)
+        x,self.utc = times(col, table, self.t.time_as, self.t.zone), in_utc(col, self.t.time_as, self.t.zone)
         refuse(x.isna(), col, table, 'is not a time', 'each event needs one')
         self.written = x.dtype
         self.put('clock', pd.DataFrame(dict(time=col, k=_bits(x.to_numpy()))))
@@ -350,6 +350,7 @@ def rows(self:Events, signals, files=None, only=''):
     df = pd.DataFrame(x.T, columns=signals, copy=False)
     df.insert(0, 'time', time)
     df.insert(0, 'patient_id', _as_text(code, names))
+    df.attrs['utc'] = ['time']*self.utc
     note = 'several values of one signal at one time', twice, 0, self.where, 'their mean is taken'
     return Part(df, [], [note]*bool(twice))
 

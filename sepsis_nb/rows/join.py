@@ -9,12 +9,13 @@ __all__ = ['KEYS', 'Source', 'note', 'join_parts', 'head_columns', 'read_mapped'
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from os.path import commonpath
 from pathlib import Path
 from .events import read_long, text_blocks
 from .findings import noted
-from .maps import SourceMap, assign, missing
+from .maps import SourceMap, assign, built_in, missing, name_key
 from .onset import LabelRule, assumed_rule, label_rows, onset_findings
-from .signals import SIGNALS, hours
+from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table
 from .wide import COLUMNS, read_wide
 
@@ -44,6 +45,14 @@ def _stacked(parts, m): # parts: [(Part, TableMap)]
             if mine: out.append((t, pd.concat(mine, ignore_index=True) if len(mine) > 1 else mine[0]))
     return out
 
+def _check_clocks(parts, m):
+    "`ValueError` for dates in UTC beside dates of some clock, which may be hours apart"
+    met = {}
+    for k,p,t in ((k, p.rows, t) for p,t in parts for k in ('time', 'onset') if k in p.rows):
+        if p[k].dtype.kind == 'M' and p[k].notna().any(): met.setdefault(k in p.attrs.get('utc', ()), (t, k))
+    if len(met) > 1: raise ValueError(f'{m.at(*met[True])} has dates with a time zone, {m.at(*met[False])} without; '
+                                      'give the second table a `zone` in the map, or export one kind')
+
 def _check_times(tables, m):
     "`ValueError` if tables have times of different kinds"
     kinds = {}
@@ -54,9 +63,15 @@ def _check_times(tables, m):
 
 def _once(df, what):
     "Rows of one patient and time as one, of the mean of their values; and a note"
-    twice = df.duplicated(KEYS)
+    twice,names = df.duplicated(KEYS), [c for c in df if c in SIGNALS]
     if not twice.any(): return df, []
     said = note(f'several rows of one time in {what}', df.patient_id[twice], 'made one, of the mean of their values')
+    shared = df.duplicated(KEYS, keep=False)
+    x,_,wrong = clean(df.loc[shared, names], names) # a mean would hide what is out of range, or in °F
+    said += note(f'value out of range beside others of its time in {what}', df.patient_id[shared][wrong.any(1)],
+                 'left out of the mean')
+    df = df.copy()
+    df.loc[shared, names] = x
     return df.groupby(KEYS, sort=False, as_index=False).mean(numeric_only=True), said
 
 # %% ../../nbs/rows/19_join.ipynb #5b02671f
@@ -96,7 +111,7 @@ def _labelled(df, labels, what):
     notes = note('label of a patient without rows', labels.patient_id[~known], f'left out; {what} and the rows differ')
     labels,patients = labels.loc[known, [*KEYS, 'label']], df.patient_id.unique()
     out = df.merge(labels, on=KEYS, how='left')
-    alone = labels.merge(df[KEYS], on=KEYS, how='left', indicator=True)._merge.to_numpy() == 'left_only'
+    alone = labels.merge(df[KEYS].drop_duplicates(), how='left', indicator=True)._merge.to_numpy() == 'left_only'
     notes += note('label at a time without a row', labels.patient_id[alone], 'made a row of its own, with no value')
     if alone.any(): out = _ordered(pd.concat([out, labels[alone]], ignore_index=True), patients)
     return out, notes+note('row without a label', out.patient_id[out.label.isna()], f'{what} has none at its time')
@@ -167,6 +182,7 @@ def _column_notes(columns):
 # %% ../../nbs/rows/19_join.ipynb #71cc2db0
 def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     "The tables of a source as one; `ValueError` where two readings are possible"
+    _check_clocks(parts, m)
     tables,notes = _stacked(parts, m), [o for p,_ in parts for o in p.notes]
     _check_times(tables, m)
     timed = [(t, df) for t,df in tables if 'time' in df and (set(df) & set(SIGNALS) or len(tables) == 1)]
@@ -186,6 +202,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     columns = pd.DataFrame([o for p,_ in parts for o in p.columns], columns=list(COLUMNS))
     names = [c for c in ('patient_id', 'time', *SIGNALS, 'label') if c in df]
     if list(df) != names: df = df[names]
+    df.attrs.pop('utc', None) # of the parts
     return Source(df, columns, m.rule, noted(notes+_column_notes(columns)), m.name)
 
 # %% ../../nbs/rows/19_join.ipynb #6368a220
@@ -201,6 +218,36 @@ def _check_lacking(m, name, names):
         raise ValueError(f"{Path(name).name}: {m.at(t)} needs the columns {', '.join(missing(t, names))}; "
                          f"found: {', '.join(names)}")
 
+def _check_apart(got, t): # got: [(path, Part)] of one wide table
+    "`ValueError` for a patient in files of two folders, or in two files that are named after patients"
+    met,alone = {}, t.file_is_patient
+    if not alone and len({p.parent for p,_ in got}) < 2: return
+    for p,part in got:
+        for who in part.rows.patient_id.unique() if 'patient_id' in part.rows else ():
+            if (o := met.setdefault(who, p)) == p or not alone and o.parent == p.parent: continue
+            a,b = (q.relative_to(commonpath((o, p))).as_posix() for q in (o, p))
+            raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
+                             'or put the files of one source into one folder')
+
+_SPLITS = 'train', 'tuning', 'held_out', 'val', 'validation', 'test' # parts of one task, as shards with numbers are
+def _check_tasks(mine, t): # mine: paths of one table
+    "`ValueError` for labels of two tasks: below the folder of a glob with ** each has a folder or a file of its own"
+    heads = {o.partition('/**')[0] for o in t.files if '/**' in o}
+    below = [p.parts[max(i for i,o in enumerate(p.parts) if o in heads)+1:] for p in mine if heads & {*p.parts[:-1]}]
+    tasks = {o[0].partition('.')[0]:'/'.join(o) for o in below}
+    tasks = [v for k,v in tasks.items() if k not in _SPLITS and not k.isdigit()]
+    if len(tasks) > 1: raise ValueError(f'{tasks[0]} and {tasks[1]} are labels of two tasks; '
+                                        'keep those of one, or name them in `files` of a map')
+
+def _lost(parts, m): # a built-in map names all that its layout can have
+    "A note of the signals of a map that no column and no code carries"
+    lost = []
+    for t in m.tables if built_in().get(m.name) is not m else ():
+        met = {name_key(o['column']) for p,u in parts if u is t for o in p.columns if o['signal']}
+        lost += [f'{m.at(t)} {c.name}' for c in t.signals if met and name_key(c.name) not in met]
+    what = ', '.join(lost[:8]) + ', …'*(len(lost) > 8)
+    return [('signal of the map not found', 0, 0, what, 'no column or code has the name')]*bool(lost)
+
 def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its columns
     "Files by a map; `ValueError` names file, row and column, or table and key of the map"
     fit,stray = assign(m, found)
@@ -210,9 +257,13 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
     parts = []
     for t in m.tables:
         mine = [Path(name) for name,o in fit if o is t]
+        if t.label or t.onset: _check_tasks(mine, t)
         if t.layout == 'long' and mine: parts += [(p, t) for p in read_long(mine, t)]
-        else: parts += [(read_wide(read_table(p), t), t) for p in mine]
+        else:
+            _check_apart(got := [(p, read_wide(read_table(p), t)) for p in mine], t)
+            parts += [(p, t) for _,p in got]
     notes = [('file not read', 0, 0, ', '.join(Path(o).name for o in stray[:8]), f'no table of {m.name} fits')]
+    notes += _lost(parts, m)
     notes += [('no file of a table', 0, 0, ', '.join(t.files), f'{m.at(t)} is missing') for t in m.tables
               if not t.optional and not any(o is t for _,o in fit)]
     parts[0] = parts[0][0]._replace(notes=notes[not stray:]+parts[0][0].notes), parts[0][1]

@@ -6,16 +6,19 @@
 __all__ = ['MessageMap', 'message_map', 'feed_of', 'parse_mapped']
 
 # %% ../../nbs/stream/26_feed.ipynb #18bd9e03
-import json, orjson
+import json, orjson, pandas as pd
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
-from ..rows.maps import SourceMap, load_map, places, unit_of
+from ..rows.maps import SourceMap, load_map, name_key, places, unit_of
 from ..rows.signals import SIGNALS
 from ..rows.strict import BadMessage, check_json, is_plain
+from ..rows.tables import Table, ids
 from ..rows.units import conversion
+from ..rows.wide import unit_said
 
 # %% ../../nbs/stream/26_feed.ipynb #7d38ea4f
 _HOURS = {'':1, 'hours':1, 'minutes':1/60, 'seconds':1/3600, 'days':24, 'epoch-s':1/3600, 'epoch-ms':1/3_600_000}
@@ -30,7 +33,9 @@ class MessageMap:
     wide:dict            # Key to its signal, its rank among the keys of that, factor, zero, categories
     long:tuple           # Of (`TableMap`, code to `Column`)
     codes:frozenset      # All keys that mean anything
-    units:dict = field(default_factory=dict, compare=False) # (code, what the unit keys say) to (factor, zero), as met
+    spelt:dict           # Key by `name_key` to that of the map, or to (`Column`, rank)
+    units:dict = field(default_factory=dict, compare=False) # As met: (code, what the unit keys say) to (factor, zero),
+                                                            # key in another spelling as in `wide`
 
 def _one(found, what, m):
     "The only value of some tables; `ValueError` if they differ"
@@ -40,33 +45,40 @@ def _one(found, what, m):
 
 # %% ../../nbs/stream/26_feed.ipynb #6d8cdb64
 def _wide_keys(m, tables):
-    "Key to (signal, rank, factor, zero, categories); `ValueError` if one key means two signals"
-    out = {}
+    "Key to (signal, rank, factor, zero, categories), and for other spellings; `ValueError` if one means two signals"
+    out,spelt = {}, {}
     for c in (c for t in tables for c in places(t).values()):
-        if (o := out.get(c.name)) and o[0] != c.signal: raise ValueError(
-            f"map {m.name}: '{c.name}' means {o[0]} and {c.signal}; a message needs one meaning")
-        how = (1., 0.) if c.values else conversion(SIGNALS[c.signal], c.unit, f'{m.name}: {c.name}')
-        out.setdefault(c.name, (c.signal, len(out), *how, c.values))
-    for s in SIGNALS.values(): # names of our own
+        if (o := spelt.get(name_key(c.name))) and o[0].signal != c.signal: raise ValueError(
+            f"map {m.name}: '{c.name}' means {o[0].signal} and {c.signal}; a message needs one meaning")
+        spelt.setdefault(name_key(c.name), (c, len(out)))
+        out.setdefault(c.name, (c.signal, len(out), *_how(c.name, c, f'map {m.name}:'), c.values))
+    for s in SIGNALS.values(): # names of our own, in our spelling alone
         for o in s.codes:
-            if o == s.name or o not in SIGNALS: out.setdefault(o, (s.name, len(out), 1., 0., None))
-    return out
+            if (o == s.name or o not in SIGNALS) and name_key(o) not in spelt: out[o] = s.name, len(out), 1., 0., None
+    return out, spelt
+
+def _how(key, c, where):
+    "(factor, zero) of a key, whose unit it says itself, or the map; `ValueError` if they differ"
+    return (1., 0.) if c.values else conversion(SIGNALS[c.signal], unit_said(key, c, where), f'{where} {key}')
 
 def message_map(m:SourceMap)->MessageMap:
     "A map for messages; `ValueError` says what in it a message cannot have"
-    tables = [t for t in m.tables if t.patient and (t.signals or t.known or not (t.label or t.onset))]
+    tables = [t for t in m.tables if (t.patient or t.file_is_patient)
+              and (t.signals or t.known or not (t.label or t.onset))]
     timed = [t for t in tables if t.time]
     how = _one([t.time_as for t in timed], 'times as', m)
     if how not in _HOURS: raise ValueError(f"map {m.name}: time_as = '{how}' is for tables; a message has ISO 8601, or "
                                            f"a number as {', '.join(filter(None, _HOURS))}")
-    wide = _wide_keys(m, [t for t in tables if t.layout == 'wide'])
+    wide,spelt = _wide_keys(m, [t for t in tables if t.layout == 'wide'])
     long = tuple((t, places(t)) for t in tables if t.layout == 'long')
-    patient,at = _one([t.patient for t in tables], 'the patient in', m), tuple(dict.fromkeys(t.time for t in timed))
-    keys = {patient, *at, 'time', *wide}
+    patient = _one([t.patient or 'patient_id' for t in tables], 'the patient in', m)
+    at = tuple(dict.fromkeys(t.time for t in timed))
+    keys = {patient, *at, 'time'}
     for t,_ in long: keys |= {t.code, t.value, *t.unit, *t.only}
+    spelt |= {name_key(k):k for k in keys}
     zone = _one([t.zone for t in timed], 'the zone', m)
     zone = ZoneInfo(zone) if zone else None
-    return MessageMap(m.name, patient, (*at, 'time'), _HOURS[how], zone, wide, long, frozenset(keys))
+    return MessageMap(m.name, patient, (*at, 'time'), _HOURS[how], zone, wide, long, frozenset((*keys, *wide)), spelt)
 
 def feed_of(name:str)->MessageMap|None: # name: of a map, or its file; '': none
     "As `message_map`, of the map that the settings name"
@@ -79,6 +91,24 @@ def _check_keys(raw, obj, feed):
     names = Counter(k for k,_ in json.loads(raw, object_pairs_hook=list))
     if twice := [k for k,n in names.items() if n > 1 and k in feed.codes]:
         raise BadMessage(f'duplicate-name: {twice[0]} stands {names[twice[0]]} times, and only one can be meant')
+
+def _spelt(obj, feed):
+    "The message with the keys of patient, time and measurement as the map spells them"
+    out = {}
+    for k,v in obj.items():
+        to = k if k in feed.codes else feed.spelt.get(name_key(k))
+        to = to if isinstance(to, str) and (to == k or to not in obj) else k # the map's own spelling counts
+        if to in out: raise BadMessage(f'duplicate-name: {to} stands in two spellings, and only one can be meant')
+        out[to] = v
+    return out
+
+def _wide_key(key, feed):
+    "As `feed.wide`, of a key in another spelling, perhaps with a unit; None: it means nothing"
+    if not isinstance(o := feed.spelt.get(name_key(key)), tuple): return
+    try: how = _how(key, o[0], f'map {feed.name}:')
+    except ValueError as e: raise BadMessage(f'unknown-unit: {str(e)[:200]}') from None
+    feed.units[key] = o[0].signal, o[1]+.5, *how, o[0].values # the map's own spelling comes first
+    return feed.units[key]
 
 def _canonical(v, k, factor, zero, values):
     "A value of a message in the canonical unit; one that is no number stays, and `parse` refuses it"
@@ -94,7 +124,7 @@ def _measurement(obj, t, codes, feed):
     code = str(obj[t.code]).strip()
     if not (c := codes.get(code)): raise BadMessage(f'no-signal: {t.code} {code[:40]!r} is not in the map {feed.name}')
     for k,kept in t.only.items():
-        if (v := str(obj.get(k))) not in kept: raise BadMessage(
+        if k in obj and (v := str(obj[k])) not in kept: raise BadMessage(
             f"no-signal: {k} is {v[:40]!r}, not {' or '.join(kept)}")
     v = obj.get(t.value) if c.value is None else c.value
     if c.values or c.value is not None: return c.signal, _canonical(v, t.value, 1., 0., c.values)
@@ -106,13 +136,30 @@ def _measurement(obj, t, codes, feed):
     return c.signal, _canonical(v, t.value, *how, None)
 
 # %% ../../nbs/stream/26_feed.ipynb #1dae7aff
+@lru_cache(1 << 16)
+def _id(text):
+    "An id as a table has it; `ValueError` if it is damaged"
+    return ids(pd.Series([text], name='patient'), Table(pd.DataFrame(), 'message')).iloc[0]
+
+def _who(v):
+    "As `_id`, of a message; what is no text or whole number stays, and `parse` refuses it"
+    if type(v) is int: v = str(v)
+    if not isinstance(v, str) or not v: return v
+    try: return _id(v)
+    except ValueError as e: raise BadMessage(f'bad-patient-id: {str(e)[:200]}') from None
+
 def _hour(v, feed):
     "A time by the map as `parse` takes it"
     if type(v) in (float, int): return v*feed.hour
     if not (feed.zone and isinstance(v, str)): return v
     try: t = datetime.fromisoformat(v)
     except ValueError: return v
-    return v if t.tzinfo else t.replace(tzinfo=feed.zone).isoformat()
+    if t.tzinfo: return v
+    one,other = (t.replace(tzinfo=feed.zone, fold=k) for k in (0, 1))
+    if (twice := one.utcoffset()-other.utcoffset()): raise BadMessage( # as for a table
+        f"bad-time: {v} {'stands twice' if twice.total_seconds() > 0 else 'is no time'} in {feed.zone.key}, "
+        'as summer time begins or ends; send UTC, or an offset')
+    return one.isoformat()
 
 def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw, signals: as for `parse`
     "One message by a map as a row; `BadMessage` says why it cannot be used"
@@ -120,16 +167,19 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
     except orjson.JSONDecodeError: obj = None
     if not isinstance(obj, dict): return parse(raw, signals) # which says what is wrong
     if not is_plain(raw, obj): _check_keys(raw, obj, feed)
+    if not obj.keys() <= feed.codes: obj = _spelt(obj, feed)
     who = obj.get(feed.patient, obj.get('patient_id'))
     if who is None: raise BadMessage(f"no-patient-id: no {feed.patient} among the keys {', '.join(obj)[:200]}")
-    out = {'patient_id':str(who) if type(who) is int else who} # as a table's ids
+    out = {'patient_id':_who(who)}
     if (at := next((v for k in feed.times if (v := obj.get(k)) is not None), None)) is not None:
         out['time'] = _hour(at, feed)
     for t,codes in feed.long:
         if t.code in obj: out |= [_measurement(obj, t, codes, feed)]
-    for key in obj.keys() & feed.wide.keys():
-        s,rank,*how = feed.wide[key]
-        if (v := obj[key]) is None: out.setdefault(s, None)
+    for key,v in obj.items():
+        if not (o := feed.wide.get(key) or feed.units.get(key) or _wide_key(key, feed)): continue
+        s,rank,*how = o
+        if v is None: out.setdefault(s, None)
+        elif rank == out.get((s, 'rank')): raise BadMessage(f'duplicate-name: {key} stands in two spellings')
         elif rank <= out.get((s, 'rank'), rank): out[s],out[s,'rank'] = _canonical(v, key, *how), rank
     if len(out) < 3 and not out.keys() & SIGNALS.keys(): raise BadMessage(
         f"no-signal: no signal of the map {feed.name} among the keys {', '.join(obj)[:200]}")
