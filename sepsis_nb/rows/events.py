@@ -125,12 +125,22 @@ def _at(t, names, where):
     out |= {f'unit{i}':u for i,u in enumerate(t.unit) if name_key(u) in keys}
     return {k:keys[name_key(v)] for k,v in out.items()}
 
+def _whole(text): return text[:-2] if text.endswith('.0') and text[:-2].isdigit() else text
+def _code(text, known): # whole numbers beside empty cells are floats to many programs
+    return text if text in known else _whole(text)
+
+def _whole_ids(col, table): # col: floats
+    known = np.flatnonzero(col.notna())
+    return ids(col.iloc[known], table._replace(rows=np.array([table.row(i) for i in known]))).reindex(col.index)
+
 def _typed(table, t, known): # known: of `places`
     "The events of a table of text: text but for `value`, and the row of each"
     at = _at(t, table.df, table.where)
     df = pd.DataFrame({k:table.df[c] for k,c in at.items()})
+    for k in df.columns.intersection(['patient', 'person']):
+        if df[k].dtype.kind == 'f': df[k] = _whole_ids(table.df[at[k]], table)
     text = df.drop(columns='value').astype('str').where(df.drop(columns='value').notna())
-    text['code'] = text.code.str.strip()
+    text['code'] = text.code.str.strip().map(lambda o: _code(o, known), na_action='ignore')
     row,x = np.array([table.row(i) for i in range(len(df))], np.int64), np.full(len(df), np.nan)
     def some(rows): return table.df[at['value']][rows], table._replace(rows=row[rows])
     plain = text.code.isin([k for k,c in known.items() if not c.values and c.value is None]).to_numpy()
@@ -152,11 +162,19 @@ def _expressions(path, t):
     at,kind = _at(t, schema.names, path.name), pa.types
     def of(k): return schema.field(at[k]).type
     whole = lambda o: kind.is_integer(o) and o != pa.uint64() # noqa: E731
+    real = lambda o: kind.is_floating(o) and o != pa.float16() # noqa: E731
     if not (whole(of('value')) or kind.is_floating(of('value'))): return
-    if not (whole(of('patient')) or kind.is_string(of('patient')) or kind.is_large_string(of('patient'))): return
+    if not any(f(of('patient')) for f in (whole, real, kind.is_string, kind.is_large_string)): return
     out = {k:f'CAST({_column(c)} AS VARCHAR)' for k,c in at.items()}
     out |= dict(value=f"CAST({_column(at['value'])} AS DOUBLE)", code=out['code'])
-    if whole(of('patient')): out['patient'] = f"CAST({_column(at['patient'])} AS BIGINT)"
+    odd = []
+    for k in (k for k in ('patient', 'person') if k in at):
+        c = _column(at[k])
+        if real(of(k)):
+            odd.append(f'NOT isnan({c}) AND ({c} <> trunc({c}) OR abs({c}) >= {2**53})')
+            c = f'CASE WHEN NOT isnan({c}) THEN {c} END'
+        if whole(of(k)) or real(of(k)): out[k] = f'CAST({c} AS BIGINT)'
+    if odd: out['odd'] = ' OR '.join(f'coalesce({o}, false)' for o in odd)
     if 'time' in at and (o := of('time')) != pa.string():
         c = _column(at['time'])
         if kind.is_timestamp(o) or kind.is_date(o): out['time'] = f'epoch_us({c})'
@@ -204,8 +222,9 @@ class Events:
         self.has,self.units = set(columns), [k for k in columns if k.startswith('unit')]
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
         given = [(f'only{i}', v) for i,v in enumerate(t.only.values()) if f'only{i}' in columns]
-        only = [f"{k} IN ({', '.join(map(_sql, v))})" for k,v in given]
+        only = [f"coalesce({k}, '') IN ({', '.join(_sql(o) for x in v for o in (x, x+'.0'*x.isdigit()))})" for k,v in given]
         self.kept = ' AND '.join(only) or 'true'
+        if 'odd' in columns: self.find('odd', 'the id is no whole number that is exact; export the ids as text')
     def scan(self, files=None): # files: of `self.origin`; None: all
         "SQL of the events of some files"
         return (f"(SELECT {self.fields}, filename FROM read_parquet([{', '.join(map(_sql, files or self.origin))}], "
@@ -223,24 +242,22 @@ class Events:
 def survey(self:Events):
     "Rows of the table of columns, what to read by code and unit, notes; `ValueError` for an unknown unit"
     keys = ', '.join(['code', *self.units])
-    nulls = 'count(*) FILTER (patient IS NULL)' + (', count(*) FILTER (time IS NULL)' if 'time' in self.has else ', 0')
+    nulls = 'count(*) FILTER (patient IS NULL)'
+    nulls += ', count(*) FILTER (patient IS NOT NULL AND time IS NULL)' if 'time' in self.has else ', 0'
     found = self.ask(f"SELECT {keys}, {self.kept} AS kept, count(*), "
                      f"count(*) FILTER (value IS NOT NULL AND NOT isnan(value)), {nulls}, "
                      f"count(*) FILTER (isinf(value)) FROM {self.scan()} GROUP BY ALL ORDER BY ALL")
-    told,read,left,empty = [], [], 0, 0
+    told,read,left,empty,lost,events = [], [], 0, 0, np.zeros(2, int), 0
     for code,*unit,kept,n,values,no_who,no_time,infinite in found:
         same = f"code {'IS NULL' if code is None else f'= {_sql(code)}'} AND {self.kept}"
-        said,raw,code = unit_of(unit, self.t), code, (code or '').strip()
+        said,raw,code = unit_of([_whole(o) for o in unit if o], self.t), code, _code((code or '').strip(), self.known)
         c = self.known.get(code)
         if not kept: left += n; continue
         if c is None:
             what = 'ignored' if code in self.t.ignore else 'unknown'
             told.append(described(self.where, code, unit=said, what=what, values=n))
             continue
-        none = 'each event of a known code needs one'
-        if no_who: self.find(f'{same} AND patient IS NULL', f'no patient id ({no_who:,} such events); {none}')
-        if no_time and not SIGNALS[c.signal].static: self.find(
-            f'{same} AND time IS NULL', f'no time ({no_time:,} such events); {none}')
+        lost,events = lost+(no_who, no_time*(not SIGNALS[c.signal].static)), events+n
         if infinite: self.find(f'{same} AND isinf(value)', f'the value is infinite ({infinite:,} such events)')
         plain = not c.values and c.value is None
         said,values = said or c.unit if plain else '', n if c.value is not None else values
@@ -249,12 +266,17 @@ def survey(self:Events):
         told.append(described(where := self.where, code, c, said if plain else '', values=values))
         read.append((raw, *(o or '' for o in unit), c.signal, factor, zero, c.value))
         empty += n-values
-    notes = _notes(self.where, left, empty, f'columns {", ".join(self.t.only)}')
+    for what,column,n in zip(('patient id', 'time'), (self.t.patient, self.t.time), lost):
+        if events and n == events: raise ValueError(
+            f"{self.where} column '{column}': no event of a known code has a {what}; name another column in the map")
+    notes = _notes(self.where, left, empty, lost, f'columns {", ".join(self.t.only)}')
     return told, list(dict.fromkeys(read)), [*self.notes, *notes]
 
-def _notes(where, left, empty, kept):
+def _notes(where, left, empty, lost, kept): # lost: events without a patient, and without a time
     o = [('event left out by `only` of the map', left, 0, where, kept),
-         ('event of a known code without a value', empty, 0, where, 'left out')]
+         ('event of a known code without a value', empty, 0, where, 'left out'),
+         ('event without a patient id', int(lost[0]), 0, where, 'left out; nobody can tell whose it is'),
+         ('event without a time', int(lost[1]), 0, where, 'left out; nobody can tell when it was')]
     return [n for n in o if n[1]]
 
 # %% ../../nbs/rows/16_events.ipynb #42fa8230
@@ -310,7 +332,7 @@ def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a c
     joins += ['LEFT JOIN clock k ON e.time = k.time']*(self.written is not None)
     return (f"SELECT {who} AS who, {at} AS stamp, c.signal, coalesce(c.fixed, (e.value-c.zero)*c.factor) AS x "
             f"FROM (SELECT * FROM {self.scan(files)} WHERE {self.kept}{only}) e {' '.join(joins)} "
-            f'WHERE x IS NOT NULL AND NOT isnan(x) AND stamp IS {"" if timeless else "NOT "}NULL')
+            f'WHERE x IS NOT NULL AND NOT isnan(x) AND who IS NOT NULL AND stamp IS {"" if timeless else "NOT "}NULL')
 
 def _times_of(when, ev): # when: int64 of the engine
     "Its times as hours, or dates"
@@ -356,8 +378,9 @@ def rows(self:Events, signals, files=None, only=''):
 @patch
 def timeless(self:Events, signals):
     "A `Part` of the events without a time, of the patient as a whole; `ValueError` if a patient has two values of one"
+    mine = [k for k,s in enumerate(signals) if SIGNALS[s].static or 'time' not in self.has]
     o = self.frame('SELECT who, signal, min(x) AS least, max(x) AS most '
-                   f'FROM ({self.stream(timeless=True)}) GROUP BY ALL')
+                   f'FROM ({self.stream(timeless=True)}) WHERE signal IN ({str(mine)[1:-1]}) GROUP BY ALL')
     if (two := o[o.least != o.most]).size: raise ValueError(
         f'{self.where}: patient {self.named(two.who.to_numpy())[0]} has two values of {signals[two.signal.iloc[0]]} '
         f'without a time, {two.least.iloc[0]:g} and {two.most.iloc[0]:g}; keep the one that counts')

@@ -1,0 +1,36 @@
+"Long tables as exports have them: ids and codes as floats, gaps, values that contradict each other"
+import numpy as np, pandas as pd, pytest
+from sepsis_nb.data import read_source
+
+def notes(source): return {o.finding:o.rows for o in source.notes.itertuples()}
+
+OMOP = pd.DataFrame(dict(
+    visit_occurrence_id=[11, 11, 12, None, 11], person_id=[1, 1, 2, 1, 1],
+    measurement_datetime=pd.to_datetime(['2025-01-31 10:00', '2025-01-31 11:00', '2025-01-31 10:00',
+                                         '2025-01-31 12:00', None]),
+    measurement_concept_id=[3027018, 3027018, 3027018, 3027018, None],
+    value_as_number=[80., 90, 70, 60, 50], unit_concept_id=[8541, None, 8541, 8541, 8541],
+    unit_source_value=['/min', '/min', None, None, None])) # doubles, as pandas makes them of gaps
+def omop(folder, df, how):
+    (folder/how).mkdir()
+    path = folder/how/f'measurement.{how}'
+    df.to_parquet(path, index=False) if how == 'parquet' else df.to_csv(path, index=False)
+    return read_source(folder/how)
+
+def test_omop_with_gaps(tmp_path):
+    s = omop(tmp_path, OMOP, 'parquet')
+    assert s.map == 'omop' and list(s.df.patient_id) == ['11', '11', '12'] and list(s.df.HR) == [80, 90, 70]
+    assert notes(s)['event without a patient id'] == 1
+    csv = omop(tmp_path, OMOP.astype(dict(visit_occurrence_id='Int64')), 'csv') # codes still 3027018.0
+    pd.testing.assert_frame_equal(csv.df, s.df)
+
+def test_event_without_a_time_is_counted(tmp_path):
+    df = OMOP.assign(measurement_concept_id=3027018)
+    s = omop(tmp_path, df, 'parquet')
+    assert notes(s)['event without a time'] == 1 and len(s.df) == 3
+    with pytest.raises(ValueError, match="'measurement_datetime': no event of a known code has a time"):
+        omop(tmp_path, df.assign(measurement_datetime=None, visit_occurrence_id=11), 'csv')
+
+def test_fractions_are_no_ids(tmp_path):
+    df = OMOP.assign(visit_occurrence_id=[11, 11.5, 12, 12, 13])
+    with pytest.raises(ValueError, match='row 2 .* no whole number that is exact'): omop(tmp_path, df, 'parquet')
