@@ -34,3 +34,22 @@ def test_event_without_a_time_is_counted(tmp_path):
 def test_fractions_are_no_ids(tmp_path):
     df = OMOP.assign(visit_occurrence_id=[11, 11.5, 12, 12, 13])
     with pytest.raises(ValueError, match='row 2 .* no whole number that is exact'): omop(tmp_path, df, 'parquet')
+
+def ward(folder, text, signals, more='', name='long.csv'):
+    "A long table by a map of its own"
+    (folder/name).write_text('id,t,code,value\n'+text)
+    (folder/'ward.toml').write_text(f'[[table]]\nlayout = "long"\npatient = "id"\ntime = "t"\ntime_as = "hours"\n'
+                                    f'code = "code"\nvalue = "value"\n{more}\n[table.signals]\n{signals}\n')
+    return read_source(folder/name, map=folder/'ward.toml')
+
+def test_what_cannot_be_stays_out_of_means(tmp_path):
+    s = ward(tmp_path, '1,0,hr,120\n1,0,hr,0\n1,0,temp,37\n1,0,temp,98.6\n1,1,hr,0\n1,2,hr,0\n1,2,hr,600\n',
+             'HR = "hr"\nTemp = "temp"')
+    assert list(s.df.HR) == [120, 0, 0] and np.isclose(s.df.Temp[0], 37) # one that stands alone is seen as it is
+    assert notes(s)['value out of range beside others of its time'] == 3
+
+@pytest.mark.parametrize('order', ['1,0,abp,120\n1,0,nibp,80\n', '1,0,nibp,80\n1,0,abp,120\n'])
+def test_first_choice_counts(tmp_path, order):
+    s = ward(tmp_path, order+'1,1,nibp,82\n1,2,abp,-9\n1,2,nibp,84\n1,3,nibp,80\n1,3,nibp,90\n', 'SBP = ["abp", "nibp"]')
+    assert list(s.df.SBP) == [120, 82, 84, 85]
+    assert notes(s)['value of a later choice beside an earlier one'] == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from pyarrow import parquet
 from tempfile import TemporaryDirectory
 from .maps import TableMap, name_key, places, unit_of
-from .signals import SIGNALS
+from .signals import SIGNALS, clean
 from .tables import Table, ending, ids, numbers, parse_table, read_table, refuse
 from .times import times
 from .units import conversion
@@ -21,7 +21,7 @@ from .wide import Part, category, described
 
 # %% ../../nbs/rows/16_events.ipynb #5c15e508
 @njit(cache=True)
-def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again, more):
+def _place(who, when, place, x, slots, row_who, row_when, n, cells, rank, again, more, later):
     "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, values for filled cells"
     mask,at,m = len(slots)-1, -1, 0
     for i in range(len(who)):
@@ -37,9 +37,12 @@ def _place(who, when, signal, x, slots, row_who, row_when, n, cells, again, more
                 n += 1
                 slots[k] = n
             at = slots[k]-1
-        if np.isnan(cells[signal[i],at]): cells[signal[i],at] = x[i]
+        s,choice = place[i] % len(cells), place[i]//len(cells)
+        if np.isnan(cells[s,at]):
+            cells[s,at] = x[i]
+            if len(rank): rank[s,at] = choice
         else:
-            again[m],more[m] = signal[i]*cells.shape[1]+at, x[i]
+            again[m],more[m],later[m] = s*cells.shape[1]+at, x[i], choice
             m += 1
     return n, m
 
@@ -61,35 +64,53 @@ def _grown(a, room): # the last axis
 
 class Cells:
     "Rows by patient and time, filled event by event; `room`: about how many rows there will be"
-    def __init__(self, signals:int, room:int):
-        self.n,self.slots = 0, np.zeros(1, np.int32)
+    def __init__(self, signals:tuple, room:int, ranked=False): # ranked: some signal has a first choice, and others
+        self.n,self.slots,self.signals = 0, np.zeros(1, np.int32), signals
         self.who,self.when = np.empty(room, np.int64), np.empty(room, np.int64)
-        self.x,self.again,self.more = np.empty((signals, room)), [], []
-    def add(self, who, when, signal, x): # (n,) int64, int64, int32, float64
+        self.x,self.again,self.more,self.later = np.empty((len(signals), room)), [], [], []
+        self.rank = np.empty((len(signals)*ranked, room), np.uint8)
+    def add(self, who, when, place, x): # (n,) int64, int64, int32, float64; place: signal+choice*signals
         "Take in some events"
         need = self.n+len(x)
         if need > len(self.who):
             room = max(need, int(1.3*len(self.who)))
             where,cell = (np.divmod(np.concatenate(self.again), self.x.shape[1]) if self.again else (0, 0))
-            self.who,self.when,self.x = (_grown(a, room) for a in (self.who, self.when, self.x))
+            self.who,self.when,self.x,self.rank = (_grown(a, room) for a in (self.who, self.when, self.x, self.rank))
             if self.again: self.again = [where*room+cell]
         if 2*need > len(self.slots):
             self.slots = np.zeros(1 << int(np.ceil(np.log2(2*need))), np.int32)
             _rehash(self.slots, self.who, self.when, self.n)
-        again,more = np.empty(len(x), np.int64), np.empty(len(x))
-        self.n,m = _place(who, when, signal, x, self.slots, self.who, self.when, self.n, self.x, again, more)
-        if m: self.again.append(again[:m].copy()); self.more.append(more[:m].copy())
-    def mean(self)->int: # values that share a cell with another
-        "The mean of the values of each cell, in whatever order they came"
-        if not self.again: return 0
-        at,x = np.concatenate(self.again), np.concatenate(self.more)
-        one = np.unique(at)
-        at,x = np.concatenate((one, at)), np.concatenate((self.x.ravel()[one], x))
-        order = np.lexsort((x, at)) # a sum depends on the order of its terms
-        first = np.flatnonzero(np.diff(at[order], prepend=-1))
-        self.x.ravel()[one] = np.add.reduceat(x[order], first)/np.diff(first, append=len(at))
-        self.again,self.more = [], []
-        return len(at)
+        again,more,later = np.empty(len(x), np.int64), np.empty(len(x)), np.empty(len(x), np.uint8)
+        self.n,m = _place(who, when, place, x, self.slots, self.who, self.when, self.n, self.x, self.rank,
+                          again, more, later)
+        for all_,some in ((self.again, again), (self.more, more), (self.later, later)):
+            if m: all_.append(some[:m].copy())
+
+def _in_range(x, at, signals, room): # at: sorted places in cells
+    "The values in canonical units, NaN where out of range"
+    ends,out = np.searchsorted(at, np.arange(len(signals)+1)*room), np.empty(len(x))
+    for s,a,b in zip(signals, ends, ends[1:]): out[a:b] = clean(x[a:b, None], (s,))[0][:,0]
+    return out
+
+@patch
+def mean(self:Cells)->tuple: # numbers of values: that share a cell; of these out of range; of a later choice
+    "The mean of a cell's values in range of its first choice, in whatever order they came"
+    if not self.again: return 0, 0, 0
+    at,x,rank = (np.concatenate(o) for o in (self.again, self.more, self.later))
+    one = np.unique(at)
+    at,x = np.concatenate((one, at)), np.concatenate((self.x.ravel()[one], x))
+    rank = np.concatenate((self.rank.ravel()[one] if len(self.rank) else np.zeros(len(one), np.uint8), rank))
+    order = np.lexsort((x, rank, at)) # a sum depends on the order of its terms
+    at,x,rank = at[order], x[order], rank[order]
+    y,first = _in_range(x, at, self.signals, self.x.shape[1]), np.flatnonzero(np.diff(at, prepend=-1))
+    ok,sizes = ~np.isnan(y), np.diff(first, append=len(at))
+    best = np.repeat(np.minimum.reduceat(np.where(ok, rank, 255), first), sizes)
+    use = ok & (rank == best)
+    n = np.add.reduceat(use.astype(int), first)
+    sums = np.add.reduceat(np.where(use, y, 0), first)
+    self.x.ravel()[one] = np.where(n > 0, sums/np.maximum(n, 1), x[first]) # all out of range: one stays, to be seen
+    self.again,self.more,self.later = [], [], []
+    return len(at), int((~ok).sum()), int((ok & ~use).sum())
 
 # %% ../../nbs/rows/16_events.ipynb #6da75fbf
 BLOCK = 1 << 27 # bytes of a text file
@@ -287,6 +308,12 @@ def _texts(ev, field): # of a column of text
     df = o[[field]].astype('str').rename(columns={field:getattr(ev.t, field)})
     return df[df.columns[0]], Table(df, ev.where, rows=o.row.to_numpy())
 
+def _choices(t):
+    "Code to its place among those that the map lists for a signal; what a code itself means is no choice"
+    of = {}
+    for c in t.signals: of.setdefault(c.signal, []).append(c)
+    return {c.name:min(k, 254) for cs in of.values() for k,c in enumerate(cs) if c.value is None}
+
 def _bits(time): # hours, or dates
     "Times as int64, equal ones alike"
     return (time+0. if time.dtype == float else time).view('int64') # -0 to 0
@@ -297,7 +324,11 @@ def index(self:Events, read):
     signals = sorted({o[-4] for o in read}, key=list(SIGNALS).index)
     names = ['code', *self.units, 'signal', 'factor', 'zero', 'fixed']
     codes = pd.DataFrame([(*o[:-4], signals.index(o[-4]), *o[-3:]) for o in read], columns=names)
-    self.put('codes', codes.astype(dict(signal='int32', factor=float, zero=float, fixed=float)))
+    choice = _choices(self.t)
+    rank = codes.code.map(lambda o: choice.get(_code(o.strip(), self.known), 0))
+    self.ranked = bool(rank.any())
+    codes['place'] = codes.signal+rank*len(signals)
+    self.put('codes', codes.astype(dict(signal='int32', place='int32', factor=float, zero=float, fixed=float)))
     if codes.code.is_unique: self.units = [] # then the unit of an event need not be looked up
     kinds = dict(self.ask(f'SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {self.scan()})'))
     self.ids = None
@@ -323,7 +354,7 @@ def put(self:Events, name, df): # as a table of the engine
 # %% ../../nbs/rows/16_events.ipynb #165f070a
 @patch
 def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a condition
-    "SQL of the known events of some files, with a time or without: who, stamp, signal, x"
+    "SQL of the known events of some files, with a time or without: who, stamp, signal, x, place"
     units = [f"coalesce(e.{u}, '') = c.{u}" for u in self.units]
     who,at = ('e.patient' if self.ids is None else 'w.k'), ('e.time' if self.written is None else 'k.k')
     if 'time' not in self.has: at = 'CAST(NULL AS BIGINT)'
@@ -331,7 +362,7 @@ def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a c
     joins += ['JOIN who w ON e.patient = w.patient']*(self.ids is not None)
     joins += ['LEFT JOIN clock k ON e.time = k.time']*(self.written is not None)
     return (f"SELECT {who} AS who, {at} AS stamp, c.signal, coalesce(c.fixed, (e.value-c.zero)*c.factor) AS x "
-            f"FROM (SELECT * FROM {self.scan(files)} WHERE {self.kept}{only}) e {' '.join(joins)} "
+            f", c.place FROM (SELECT * FROM {self.scan(files)} WHERE {self.kept}{only}) e {' '.join(joins)} "
             f'WHERE x IS NOT NULL AND NOT isnan(x) AND who IS NOT NULL AND stamp IS {"" if timeless else "NOT "}NULL')
 
 def _times_of(when, ev): # when: int64 of the engine
@@ -357,11 +388,12 @@ def rows(self:Events, signals, files=None, only=''):
     "A `Part` of the known events with a time, and a note of the values averaged"
     n, = self.ask('SELECT approx_count_distinct(hash(patient, time)) '
                   f'FROM {self.scan(files)} WHERE {self.kept}{only}')[0]
-    cells = Cells(len(signals), int(1.2*n)+2*BATCH) # the count is off by a few percent; a full one is copied
+    room = int(1.2*n)+2*BATCH # the count is off by a few percent; a full one is copied
+    cells = Cells(signals, room, self.ranked)
     for b in self.con.sql(self.stream(files, only)).to_arrow_reader(BATCH):
-        who,at,signal,x = (np.array(b.column(k)) for k in range(4)) # may be written to: one type for the compiler
-        cells.add(who, _bits(at), signal, x)
-    twice,k = cells.mean(), cells.n
+        who,at,x,place = (np.array(b.column(k)) for k in (0, 1, 3, 4)) # may be written to: one type for the compiler
+        cells.add(who, _bits(at), place, x)
+    (twice,wrong,later),k = cells.mean(), cells.n
     who,code = np.unique(cells.who[:k], return_inverse=True) # whole numbers in their order, texts in that met
     names,time = self.named(who), _times_of(cells.when[:k], self)
     h,x = time.to_numpy(), cells.x[:,:k]
@@ -372,8 +404,10 @@ def rows(self:Events, signals, files=None, only=''):
     df = pd.DataFrame(x.T, columns=signals, copy=False)
     df.insert(0, 'time', time)
     df.insert(0, 'patient_id', _as_text(code, names))
-    note = 'several values of one signal at one time', twice, 0, self.where, 'their mean is taken'
-    return Part(df, [], [note]*bool(twice))
+    notes = [('several values of one signal at one time', twice, 0, self.where, 'their mean is taken'),
+             ('value out of range beside others of its time', wrong, 0, self.where, 'left out of the mean'),
+             ('value of a later choice beside an earlier one', later, 0, self.where, 'left out; the first counts')]
+    return Part(df, [], [o for o in notes if o[1]])
 
 @patch
 def timeless(self:Events, signals):
