@@ -50,6 +50,33 @@ def test_what_cannot_be_stays_out_of_means(tmp_path):
 
 @pytest.mark.parametrize('order', ['1,0,abp,120\n1,0,nibp,80\n', '1,0,nibp,80\n1,0,abp,120\n'])
 def test_first_choice_counts(tmp_path, order):
-    s = ward(tmp_path, order+'1,1,nibp,82\n1,2,abp,-9\n1,2,nibp,84\n1,3,nibp,80\n1,3,nibp,90\n', 'SBP = ["abp", "nibp"]')
+    s = ward(tmp_path, order+'1,1,nibp,82\n1,2,abp,-9\n1,2,nibp,84\n1,3,nibp,80\n1,3,nibp,90\n',
+             'SBP = ["abp", "nibp"]')
     assert list(s.df.SBP) == [120, 82, 84, 85]
     assert notes(s)['value of a later choice beside an earlier one'] == 1
+
+LABS = '[[table]]\nfiles = "b.csv"\nlayout = "long"\npatient = "id"\ntime = "t"\ncode = "code"\nvalue = "value"\n'
+def two(folder, vitals, labs):
+    "Two long tables of one map"
+    (folder/'a.csv').write_text('id,t,code,value\n'+vitals)
+    (folder/'b.csv').write_text('id,t,code,value\n'+labs)
+    (folder/'ward.toml').write_text(LABS.replace('b.csv', 'a.csv')+'[table.signals]\nHR = "hr"\n'
+                                    + LABS+'only.code = ["lac"]\n[table.signals]\nLactate = "lac"\n')
+    return read_source([folder/'a.csv', folder/'b.csv'], map=folder/'ward.toml')
+
+def test_table_of_no_known_code_is_a_finding(tmp_path):
+    for labs,words in (('1,0,mood,5\n', 'no row is left by `only`'), ('', 'has no row')):
+        s = two(tmp_path, '1,0.5,hr,80\n', labs)
+        assert list(s.df.HR) == [80]
+        assert words in s.notes.set_index('finding')['first']['long table of no known code']
+    with pytest.raises(ValueError, match='a.csv: no code is known; found: bed'): two(tmp_path, '1,0.5,bed,80\n', '')
+
+def test_globs_of_a_map_are_named(tmp_path):
+    two(tmp_path, '1,0.5,hr,80\n', '1,0.5,lac,2\n')
+    (tmp_path/'a.csv').rename(tmp_path/'c.csv')
+    with pytest.raises(ValueError, match='c.csv: fits no table of ward.toml, whose `files` are a.csv, b.csv'):
+        read_source([tmp_path/'c.csv'], map=tmp_path/'ward.toml')
+
+def test_limits_of_omop_are_no_values(tmp_path):
+    s = omop(tmp_path, OMOP.assign(operator_concept_id=[4172703, 4171756, 0, None, None]), 'parquet')
+    assert list(s.df.HR) == [80, 70] and notes(s)['event left out by `only` of the map'] == 1

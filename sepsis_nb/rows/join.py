@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from .events import read_long, text_blocks
+from .events import UNREAD, read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, missing
 from .onset import LabelRule, assumed_rule, label_rows, onset_findings
@@ -170,6 +170,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     tables,notes = _stacked(parts, m), [o for p,_ in parts for o in p.notes]
     _check_times(tables, m)
     timed = [(t, df) for t,df in tables if 'time' in df and (set(df) & set(SIGNALS) or len(tables) == 1)]
+    if lost := [o for o in notes if o[0] == UNREAD and not timed]: raise ValueError(f'{lost[0][3]}. {lost[0][4]}')
     if not timed: raise ValueError(f'{m.where or m.name}: no file has times and signals; found tables: '
                                    + (', '.join(', '.join(t.files) for t,_ in tables) or 'none'))
     df,said = _measured(timed)
@@ -205,6 +206,9 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
     "Files by a map; `ValueError` names file, row and column, or table and key of the map"
     fit,stray = assign(m, found)
     for name in stray: _check_lacking(m, name, found[name])
+    named = ', '.join(o for t in m.tables for o in t.files)
+    if not fit and not missing(m.tables[0], found[stray[0]]): raise ValueError(f"{Path(stray[0]).name}: fits no table "
+        f"of {m.where or m.name}, whose `files` are {named}; correct them")
     if not fit: raise ValueError(f"{Path(stray[0]).name}: fits no table of {m.where or m.name}; {m.at(m.tables[0])} "
         f"needs the columns {', '.join(missing(m.tables[0], found[stray[0]]))}; found: {', '.join(found[stray[0]])}")
     parts = []
