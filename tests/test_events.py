@@ -80,3 +80,19 @@ def test_globs_of_a_map_are_named(tmp_path):
 def test_limits_of_omop_are_no_values(tmp_path):
     s = omop(tmp_path, OMOP.assign(operator_concept_id=[4172703, 4171756, 0, None, None]), 'parquet')
     assert list(s.df.HR) == [80, 70] and notes(s)['event left out by `only` of the map'] == 1
+
+def test_refusals_of_parquet_name_file_and_row(tmp_path):
+    (tmp_path/'set').mkdir()
+    df = pd.DataFrame(dict(id=[1, 1, 2], t=[0., 1, 2], code='hr', value=80.))
+    dates = pd.to_datetime(['2025-01-31 10:00', '2025-01-31 09:00', '2025-01-31 11:00'])
+    no_date = dates.where([True, True, False], pd.Timestamp('1850-01-01'))
+    texts = dates.astype(str).where([True, True, False], 'soon')
+    (tmp_path/'ward.toml').write_text(LABS.replace('b.csv', '*.parquet')+'[table.signals]\nHR = "hr"\n')
+    def refused(first, second, words):
+        df.assign(t=first).to_parquet(tmp_path/'set'/'a.parquet')
+        df.assign(t=second, id=[3, 3, 4]).to_parquet(tmp_path/'set'/'b.parquet')
+        with pytest.raises(ValueError) as e: read_source(tmp_path/'set', map=tmp_path/'ward.toml')
+        assert words in str(e.value)
+    refused([0., 2, 1], [0., 1, 2e8], "b.parquet row 3 column t: 2e+08 is more than")
+    refused(dates, no_date, "b.parquet row 3 column t: '1850-01-01")
+    refused(dates.astype(str), texts, "b.parquet row 3 column t: 'soon'")

@@ -150,7 +150,8 @@ class Events:
         self.has,self.units = set(columns), [k for k in columns if k.startswith('unit')]
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
         given = [(f'only{i}', v) for i,v in enumerate(t.only.values()) if f'only{i}' in columns]
-        only = [f"coalesce({k}, '') IN ({', '.join(_sql(o) for x in v for o in (x, x+'.0'*x.isdigit()))})" for k,v in given]
+        def any_of(v): return ', '.join(_sql(o) for x in v for o in (x, x+'.0'*x.isdigit()))
+        only = [f"coalesce({k}, '') IN ({any_of(v)})" for k,v in given]
         self.kept = ' AND '.join(only) or 'true'
         if 'odd' in columns: self.find('odd', 'the id is no whole number that is exact; export the ids as text')
     def scan(self, files=None): # files: of `self.origin`; None: all
@@ -209,12 +210,22 @@ def _notes(where, left, empty, lost, kept): # lost: events without a patient, an
     return [n for n in o if n[1]]
 
 # %% ../../nbs/rows/16_events.ipynb #42fa8230
-def _texts(ev, field): # of a column of text
-    "Its different texts in the order met, as a `Table` that knows their rows"
-    o = ev.frame(f'SELECT {field}, arg_min(row, (filename, row)) AS row, min((filename, row)) AS met FROM {ev.scan()} '
-                 f'JOIN codes USING (code) WHERE {field} IS NOT NULL AND {ev.kept} GROUP BY {field} ORDER BY met')
-    df = o[[field]].astype('str').rename(columns={field:getattr(ev.t, field)})
-    return df[df.columns[0]], Table(df, ev.where, rows=o.row.to_numpy())
+def _cells(ev, field, files=None): # files: of `ev.origin`; None: all
+    "Different cells of a column in the order met, as a `Table` that knows their rows"
+    o = ev.frame(f'SELECT {field}, arg_min(row, (filename, row)) AS row, min((filename, row)) AS met '
+                 f'FROM {ev.scan(files)} JOIN codes USING (code) WHERE {field} IS NOT NULL AND {ev.kept} '
+                 f'GROUP BY {field} ORDER BY met')
+    df = o[[field]].rename(columns={field:getattr(ev.t, field)})
+    if df.dtypes.iloc[0].kind not in 'iuf': df = df.astype('str')
+    where = ev.where if files is None else ev.origin[files[0]].name
+    return df[df.columns[0]], Table(df, where, rows=o.row.to_numpy())
+
+def _located(ev, field, read, col, table): # read: of (col, table), may raise `ValueError`
+    "What `read` makes of a column; its `ValueError` names the file and row where one file has the reason"
+    try: return read(col, table)
+    except ValueError:
+        for f in ev.origin: read(*_cells(ev, field, [f]))
+        raise
 
 def _choices(t):
     "Code to its place among those that the map lists for a signal; what a code itself means is no choice"
@@ -241,14 +252,17 @@ def index(self:Events, read):
     kinds = dict(self.ask(f'SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {self.scan()})'))
     self.ids = None
     if kinds['patient'] == 'VARCHAR':
-        col,table = _texts(self, 'patient')
-        key,self.ids = pd.factorize(ids(col, table))
+        col,table = _cells(self, 'patient')
+        key,self.ids = pd.factorize(_located(self, 'patient', ids, col, table))
         self.put('who', pd.DataFrame(dict(patient=col, k=key.astype('int64'))))
     self.written = None
     if kinds.get('time') == 'VARCHAR':
-        col,table = _texts(self, 'time')
-        x = times(col, table, self.t.time_as, self.t.zone)
-        refuse(x.isna(), col, table, 'is not a time', 'each event needs one')
+        col,table = _cells(self, 'time')
+        def read(col, table):
+            x = times(col, table, self.t.time_as, self.t.zone)
+            refuse(x.isna(), col, table, 'is not a time', 'each event needs one')
+            return x
+        x = _located(self, 'time', read, col, table)
         self.written = x.dtype
         self.put('clock', pd.DataFrame(dict(time=col, k=_bits(x.to_numpy()))))
     return signals
@@ -276,8 +290,11 @@ def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a c
 def _times_of(when, ev): # when: int64 of the engine
     "Its times as hours, or dates"
     if ev.written is not None: return pd.Series(when.view('float64' if ev.written == float else 'datetime64[us]'))
-    raw = pd.Series(when.view('datetime64[us]' if ev.dated else 'float64'), name=ev.t.time)
-    return times(raw, Table(pd.DataFrame(), ev.where), ev.t.time_as, '' if ev.dated == 'UTC' else ev.t.zone)
+    kind = 'datetime64[us]' if ev.dated else 'float64'
+    def read(col, table):
+        if col.dtype != kind: col = col.to_numpy().view(kind) if ev.dated else col.astype(kind)
+        return times(pd.Series(col, name=ev.t.time), table, ev.t.time_as, '' if ev.dated == 'UTC' else ev.t.zone)
+    return _located(ev, 'time', read, when.view(kind), Table(pd.DataFrame(), ev.where))
 
 @patch
 def named(self:Events, who): # who: int64 of the engine
@@ -352,7 +369,8 @@ UNREAD = 'long table of no known code'
 def _unread(where, told, notes):
     "The rest of the note that a table has no known code"
     codes = ', '.join(o['column'] or 'an empty code' for o in told[:20])
-    what = f'no code is known; found: {codes}' if codes else 'no row is left by `only` of the map' if notes else 'has no row'
+    none = 'no row is left by `only` of the map' if notes else 'has no row'
+    what = f'no code is known; found: {codes}' if codes else none
     todo = 'Name them in [table.signals] of a map' if codes else 'Export it again, or correct the map'
     return sum(o['values'] for o in told), 0, f'{where}: {what}', todo
 
