@@ -1,6 +1,9 @@
 "Long tables as exports have them: ids and codes as floats, gaps, values that contradict each other"
 import numpy as np, pandas as pd, pytest
 from sepsis_nb.data import read_source
+from sepsis_nb.rows.draft import draft_map
+from sepsis_nb.rows.maps import parse_map
+from sepsis_nb.rows.tables import parse_table
 
 def notes(source): return {o.finding:o.rows for o in source.notes.itertuples()}
 
@@ -96,3 +99,15 @@ def test_refusals_of_parquet_name_file_and_row(tmp_path):
     refused([0., 2, 1], [0., 1, 2e8], "b.parquet row 3 column t: 2e+08 is more than")
     refused(dates, no_date, "b.parquet row 3 column t: '1850-01-01")
     refused(dates.astype(str), texts, "b.parquet row 3 column t: 'soon'")
+
+def test_draft_of_a_usual_long_table():
+    head = b'encounter,charttime,itemname,result,units\n'
+    def draft(rows): return draft_map({'labs.csv':parse_table(head+rows, 'labs.csv')})
+    text,open_ = draft(b'1,2025-01-31 10:00,Heart Rate,80,bpm\n1,2025-01-31 11:00,Creatinine,1.1,mg/dL\n')
+    t, = parse_map(text, 'ward.toml').tables
+    assert (t.layout, t.code, t.value, t.unit, open_) == ('long', 'itemname', 'result', ('units',), 0)
+    assert {c.signal for c in t.signals} == {'HR', 'Creatinine'}
+
+def test_draft_without_a_signal_is_open():
+    text,open_ = draft_map({'beds.csv':parse_table(b'encounter,charttime,bed\n1,2025-01-31 10:00,3\n', 'beds.csv')})
+    assert open_ == 1 and 'none of the columns is known' in text and '1 such places' in text
