@@ -1268,6 +1268,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset._found': ('rows/onset.html#_found', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.assumed_rule': ('rows/onset.html#assumed_rule', 'sepsis_nb/rows/onset.py'),
+                                      'sepsis_nb.rows.onset.check_onset': ('rows/onset.html#check_onset', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.declare_rule': ('rows/onset.html#declare_rule', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.declared_rule': ('rows/onset.html#declared_rule', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.label_findings': ('rows/onset.html#label_findings', 'sepsis_nb/rows/onset.py'),

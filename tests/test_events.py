@@ -111,3 +111,20 @@ def test_draft_of_a_usual_long_table():
 def test_draft_without_a_signal_is_open():
     text,open_ = draft_map({'beds.csv':parse_table(b'encounter,charttime,bed\n1,2025-01-31 10:00,3\n', 'beds.csv')})
     assert open_ == 1 and 'none of the columns is known' in text and '1 such places' in text
+
+def onsets(folder, rows):
+    "Rows of three stays, and a table of onset"
+    (folder/'v.csv').write_text('id,t,hr\n1,0.5,80\n2,0.5,80\n3,0.5,80\n')
+    (folder/'o.csv').write_text('id,onset\n'+rows)
+    (folder/'ward.toml').write_text('[[table]]\nfiles = "v.csv"\npatient = "id"\ntime = "t"\n'
+                                    '[table.signals]\nHR = "hr"\n'
+                                    '[[table]]\nfiles = "o.csv"\npatient = "id"\nonset = "onset"\n')
+    return read_source([folder/'v.csv', folder/'o.csv'], map=folder/'ward.toml')
+
+def test_patient_without_onset_row_is_counted(tmp_path):
+    s = onsets(tmp_path, '1,2.5\n2,\n')
+    assert list(s.df.label) == [1, 0, 0] and notes(s)['patient without a row of onset'] == 1
+
+@pytest.mark.parametrize('rows', ['1,1\n2,0\n3,0\n', '1,2.5\n2,-1\n3,-1\n'])
+def test_flags_are_no_onset(tmp_path, rows):
+    with pytest.raises(ValueError, match='o.csv: onset is .*leave it empty'): onsets(tmp_path, rows)

@@ -13,7 +13,7 @@ from pathlib import Path
 from .events import UNREAD, read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, missing
-from .onset import LabelRule, assumed_rule, label_rows, onset_findings
+from .onset import LabelRule, assumed_rule, check_onset, label_rows, onset_findings
 from .signals import SIGNALS, hours
 from .tables import ending, parquet_columns, read_table
 from .wide import COLUMNS, read_wide
@@ -116,8 +116,11 @@ def _by_onset(df, frame, rule, what):
     if 'time' not in df: raise ValueError(f'{what}: onset needs rows with times')
     if len(onset) and (onset.dtype == float) != (df.time.dtype == float): raise ValueError(
         f'{what}: of onset and the times of rows one is in hours, the other a date; give both on one clock')
+    if onset.dtype == float: check_onset(onset, what)
+    unlisted = df.patient_id[~df.patient_id.isin(frame.patient_id)]
     lost = onset.index[~onset.index.isin(df.patient_id.unique())]
     notes = note('onset of a patient without rows', lost, f'left out; {what} and the rows differ')
+    notes += note('patient without a row of onset', unlisted, f'label 0; is it known? List each patient in {what}')
     at = hours(df.patient_id.map(onset) if len(onset) else pd.Series(np.nan, df.index))
     label,keep = label_rows(hours(df.time), at, rule)
     notes += list(onset_findings(df.patient_id, hours(df.time), at, rule).itertuples(index=False, name=None))
