@@ -269,7 +269,10 @@ def _table_text(glob, table, many, words):
     if long: out += [f'{k} = {_quote(v)}' for k,v in long.items()]
     lines,stray = _code_lines(df, long, words) if long else _column_lines(table, used, words)
     signals,n = _signal_table(lines)
-    out += _stray_line(stray, 'codes' if long else 'columns')
+    what = 'codes' if long else 'columns'
+    out += _stray_line(stray, what)
+    if stray and not (lines or mark):
+        out,open_ = [*out, f'# [table.signals]  # none of the {what} is known: which signals are they?'], open_+1
     return [*out, *signals], open_+n, bool(mark)
 
 # %% ../../nbs/rows/22_draft.ipynb #422f215f

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from os.path import commonpath
 from pathlib import Path
-from .events import read_long, text_blocks
+from .events import UNREAD, read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, built_in, missing, name_key
-from .onset import LabelRule, assumed_rule, label_rows, onset_findings
+from .onset import LabelRule, assumed_rule, check_onset, label_rows, onset_findings
 from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table
 from .wide import COLUMNS, read_wide
@@ -131,8 +131,11 @@ def _by_onset(df, frame, rule, what):
     if 'time' not in df: raise ValueError(f'{what}: onset needs rows with times')
     if len(onset) and (onset.dtype == float) != (df.time.dtype == float): raise ValueError(
         f'{what}: of onset and the times of rows one is in hours, the other a date; give both on one clock')
+    if onset.dtype == float: check_onset(onset, what)
+    unlisted = df.patient_id[~df.patient_id.isin(frame.patient_id)]
     lost = onset.index[~onset.index.isin(df.patient_id.unique())]
     notes = note('onset of a patient without rows', lost, f'left out; {what} and the rows differ')
+    notes += note('patient without a row of onset', unlisted, f'label 0; is it known? List each patient in {what}')
     at = hours(df.patient_id.map(onset) if len(onset) else pd.Series(np.nan, df.index))
     label,keep = label_rows(hours(df.time), at, rule)
     notes += list(onset_findings(df.patient_id, hours(df.time), at, rule).itertuples(index=False, name=None))
@@ -186,6 +189,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     tables,notes = _stacked(parts, m), [o for p,_ in parts for o in p.notes]
     _check_times(tables, m)
     timed = [(t, df) for t,df in tables if 'time' in df and (set(df) & set(SIGNALS) or len(tables) == 1)]
+    if lost := [o for o in notes if o[0] == UNREAD and not timed]: raise ValueError(f'{lost[0][3]}. {lost[0][4]}')
     if not timed: raise ValueError(f'{m.where or m.name}: no file has times and signals; found tables: '
                                    + (', '.join(', '.join(t.files) for t,_ in tables) or 'none'))
     df,said = _measured(timed)
@@ -252,6 +256,9 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
     "Files by a map; `ValueError` names file, row and column, or table and key of the map"
     fit,stray = assign(m, found)
     for name in stray: _check_lacking(m, name, found[name])
+    named = ', '.join(o for t in m.tables for o in t.files)
+    if not fit and not missing(m.tables[0], found[stray[0]]): raise ValueError(f"{Path(stray[0]).name}: fits no table "
+        f"of {m.where or m.name}, whose `files` are {named}; correct them")
     if not fit: raise ValueError(f"{Path(stray[0]).name}: fits no table of {m.where or m.name}; {m.at(m.tables[0])} "
         f"needs the columns {', '.join(missing(m.tables[0], found[stray[0]]))}; found: {', '.join(found[stray[0]])}")
     parts = []

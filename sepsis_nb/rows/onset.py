@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_BEFORE', 'MOST_AFTER', 'CHALLENGE_RULE', 'ASSUMED', 'LabelRule', 'rule_to_dict', 'rule_from_dict', 'rule_text',
-           'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'onset_findings', 'assumed_rule', 'onset_of',
-           'label_findings']
+           'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'check_onset', 'onset_findings',
+           'assumed_rule', 'onset_of', 'label_findings']
 
 # %% ../../nbs/rows/17_onset.ipynb #b6cc1a50
 import math, numpy as np, pandas as pd
@@ -96,6 +96,17 @@ def _found(who, checks): # who: (n,) patient ids; checks: (finding, (n,) bool, a
         if (at := np.flatnonzero(rows)).size: table.append(
             (what, len(at), len(set(who[at])), f'patient {who[at[0]]}, row {at[0]}', advice))
     return pd.DataFrame(table, columns=['finding', 'rows', 'stays', 'first', 'advice'])
+
+def check_onset(onset_h, where): # (n,) hours, one a stay; NaN: none
+    "`ValueError` for hours that may be flags, or may say that there is none"
+    x = np.asarray(onset_h, float)
+    x,none = x[~np.isnan(x)], (x == -1).sum()
+    found,todo = np.unique(x), 'leave it empty where there is none'
+    if len(found) > 1 and np.isin(found, (-1, 0, 1)).all(): raise ValueError(
+        f"{where}: onset is {' and '.join(f'{o:g}' for o in found)} alone: flags and no hours? Name them as `label` if "
+        f'so, or write the time of onset, and {todo}')
+    if none > 1: raise ValueError(
+        f'{where}: onset is -1 in {none} stays: an hour before the first, or no onset? {todo}')
 
 def onset_findings(who, time_h, onset_h, rule:LabelRule)->pd.DataFrame: # (n,) patient; others as of `label_rows`
     "What a reader should know of the labels that `label_rows` makes, as `rows.findings.findings`"
