@@ -93,8 +93,10 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     where,df = table.where, _rename(table.df, columns, table.where)
     own = dict(zip(df, (c for c in table.df if (columns or {}).get(c, c) is not None)))
     def col(c): return df[c].rename(own[c]) # as an editor shows it
-    monitor = MONITOR if set(MONITOR) & set(df) or not KNOWN & set(df) else ()
-    _check_columns(df.columns, ('patient_id', *monitor), where)
+    _check_columns(df.columns, ('patient_id', *(MONITOR if set(MONITOR) & set(df) else ())), where)
+    if not KNOWN & set(df): raise ValueError(
+        f"{where}: no column carries a known signal; found: {', '.join(map(str, table.df))}. Name them with `columns`, "
+        f'or by a map, which `sepsis map {where} > ward.toml` drafts')
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
@@ -121,8 +123,8 @@ def _suspect_units(df, own, where): # own: name to the column's in the file
 
 def _read_rows(path, columns):
     df,notes = tidy(table := read_table(path), columns)
-    if set(CHALLENGE) <= set(df): return df, notes # whose units and labels are part of the layout
-    if 'label' in df: notes = [*notes, assumed_rule(df, table.where)]
+    if path == SAMPLE: return df, notes
+    if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
     own = {(columns or {}).get(c) or _column(c):c for c in table.df}
     return df, notes+_suspect_units(df, own, table.where)
 
@@ -145,10 +147,12 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
     _check_stems(stays, path)
     check_size(sum(o.size for o in stays), path)
     raws = [o.load() for o in stays]
-    if table := _joined(stays, raws): return tidy(table)
-    log.debug('stays cannot be joined, parsing each path=%s', path)
-    parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
-    return pd.concat([df for df,_ in parts], ignore_index=True), [n for _,notes in parts for n in notes]
+    if table := _joined(stays, raws): df,notes = tidy(table)
+    else:
+        log.debug('stays cannot be joined, parsing each path=%s', path)
+        parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
+        df,notes = pd.concat([df for df,_ in parts], ignore_index=True), [n for _,more in parts for n in more]
+    return df, notes+_suspect_units(df, {c:c for c in df}, path)
 
 # %% ../nbs/00_data.ipynb #ed87f3b1
 def _stacked(parts, where): # parts: [(frame, notes)]
@@ -292,7 +296,8 @@ def _own_columns(path, df, columns): # df: what was read of it
 def _in_known_units(source:Source)->Source:
     "The same with findings for columns unlike the unit that was said; `ValueError` if none was, and another would fit"
     df,notes,stays = source.df, [], pd.factorize(source.df.patient_id)[0]
-    for o in source.columns.drop_duplicates('signal').query("signal != '' and values > 0").itertuples():
+    told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable') # unsaid ones first
+    for o in told.drop_duplicates('signal').itertuples():
         x = df[o.signal].to_numpy(float)
         said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.given)
         notes += [('values unlike their unit', int((~np.isnan(x)).sum()), 0, f'{o.file}: {o.column}', said)]*bool(said)

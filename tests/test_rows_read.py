@@ -287,6 +287,40 @@ def test_ids_as_bytes(tmp_path):
     pd.DataFrame(dict(patient_id=[b'007', b'7'], HR=[80., 81])).to_parquet(tmp_path/'ward.parquet')
     assert read(tmp_path/'ward.parquet').patient_id.tolist() == ['007', '7']
 
+@pytest.mark.parametrize('name', ['set.csv', 'set/p1.psv'])
+def test_units_of_the_challenge_columns(ward, name):
+    "The names of its columns do not prove its units"
+    rows = pd.DataFrame(dict.fromkeys(CHALLENGE, np.nan), range(12)).assign(
+        Glucose=np.linspace(5, 7, 12), ICULOS=range(1, 13), SepsisLabel=0)
+    if name == 'set.csv': path = ward(rows.assign(patient_id='a').to_csv(index=False), name)
+    else: path = ward(rows.to_csv(index=False, sep='|', na_rep='NaN'), name).parent
+    with pytest.raises(ValueError, match='column Glucose: median 6 is unlike mg/dL .* would fit in mmol/L'): read(path)
+
+MAP = """[[table]]
+layout = "wide"
+patient = "id"
+time = "h"
+"""
+LONG = MAP.replace('wide', 'long')+"""code = "item"
+value = "v"
+unit = "u"
+[table.signals]
+Glucose = "glu"
+"""
+def test_a_unit_of_some_rows_is_none_of_the_others(ward):
+    rows = [f'{k},0,glu,5.8,{u}' for k in range(40) for u in [('mmol/L', '')[k % 2]]]
+    long = ward('\n'.join(['id,h,item,v,u', *rows])+'\n', 'long.csv')
+    wide = ward('id,h,lab,poc\n'+''.join(f'{k},0,,5.8\n{k},1,5.8,\n' for k in range(40)), 'wide.csv')
+    two = 'Glucose = [{name = "lab", unit = "mmol/L"}, "poc"]'
+    for path,text in ((long, LONG), (wide, f'{MAP}[table.signals]\n{two}\n')):
+        with pytest.raises(ValueError, match='of the values, median 5.8, is unlike mg/dL'):
+            read(path, map=ward(text, 'ward.toml'))
+
+def test_no_known_column(ward):
+    for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
+        with pytest.raises(ValueError, match='ward.csv: no column carries a known signal; .* `sepsis map ward.csv'):
+            read(ward(head+'\na,0,5,6,7\n'))
+
 def test_name_that_is_no_text(tmp_path):
     (tmp_path/'p\udcff.psv').write_text(stay(80))
     with pytest.raises(ValueError, match='is no UTF-8 that can be shown; rename it'): read(tmp_path)
