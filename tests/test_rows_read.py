@@ -316,6 +316,16 @@ def test_a_unit_of_some_rows_is_none_of_the_others(ward):
         with pytest.raises(ValueError, match='of the values, median 5.8, is unlike mg/dL'):
             read(path, map=ward(text, 'ward.toml'))
 
+def test_a_header_that_says_the_wrong_unit(ward, caplog):
+    "Its values are like those of the canonical unit, before they were converted"
+    own = ward('patient_id,time,Glucose [mmol/L]\n'+''.join(f'a,{k},{120+k%9}\n' for k in range(20)), 'own.csv')
+    mapped = ward('id,h,lab [mmol/L]\n'+''.join(f'a,{k},{120+k%9}\n' for k in range(20)), 'mapped.csv')
+    text = ward(f'{MAP}[table.signals]\nGlucose = "lab [mmol/L]"\n', 'ward.toml')
+    for path,name in ((own, ''), (mapped, text)):
+        caplog.clear()
+        read(path, map=name)
+        assert 'is unlike mg/dL' in caplog.text and 'as it stood, not converted from mmol/L' in caplog.text
+
 def test_no_known_column(ward):
     for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
         with pytest.raises(ValueError, match='ward.csv: no column carries a known signal; .* `sepsis map ward.csv'):
@@ -387,6 +397,23 @@ def test_declared(cells, how, want):
                                        (['1'], 'fortnights')])
 def test_declared_against_the_rows(cells, how):
     with pytest.raises(ValueError, match='f.csv'): times(column(*cells), WARD, how)
+
+def test_one_word_among_hours():
+    with pytest.raises(ValueError, match="f.csv row 4 column time: 'never' is not a number, as most"):
+        times(column('1', '2', 'never'), WARD)
+
+def test_a_year_of_two_digits_may_come_first():
+    with pytest.raises(ValueError, match='two digits, at either end'): times(column('25/01/30'), WARD)
+    year = pd.Timestamp.now().year
+    text = f'25/01/{(year+1)%100:02d}'
+    for how in 'day-first', 'month-first':
+        with pytest.raises(ValueError, match='f.csv row 2 column time'): times(column(text), WARD, how)
+    assert times(column(f'25/01/{year%100:02d}'), WARD, 'day-first')[0] == pd.Timestamp(year, 1, 25)
+
+def test_zone_of_a_spreadsheets_days():
+    for cell in '45688.5', 45688.5:
+        assert times(column(cell), WARD, 'spreadsheet', 'Europe/Berlin')[0] == pd.Timestamp('2025-01-31 11:00')
+    assert times(column('0'), WARD, 'epoch-s', 'Europe/Berlin')[0] == pd.Timestamp('1970-01-01')
 
 def test_summer_time():
     def read(*cells): return times(column(*cells), WARD, zone='Europe/Berlin')
