@@ -23,7 +23,8 @@ from .rows.join import Source, head_columns, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
-from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
+from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, check_own, harmonise, hours, signal_rows
+from .rows.signals import signals_of
 from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
@@ -116,8 +117,7 @@ def _suspect_units(df, own, where): # own: name to the column's in the file
     "Notes of units that were given and are unlike; `ValueError` for a column that would fit in another unit"
     who,notes = pd.factorize(df.patient_id)[0], []
     for c in (c for c in df if c in SIGNALS):
-        given = bool(header_unit(own[c])[1])
-        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, given)
+        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, header_unit(own[c])[1])
         if said: notes.append((f'unit of {c} suspect', int(df[c].notna().sum()), 0, f'{where} column {own[c]}', said))
     return notes
 
@@ -299,7 +299,7 @@ def _in_known_units(source:Source)->Source:
     told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable') # unsaid ones first
     for o in told.drop_duplicates('signal').itertuples():
         x = df[o.signal].to_numpy(float)
-        said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.given)
+        said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.unit if o.given else '')
         notes += [('values unlike their unit', int((~np.isnan(x)).sum()), 0, f'{o.file}: {o.column}', said)]*bool(said)
     return replace(source, notes=pd.concat([source.notes, noted(notes)], ignore_index=True)) if notes else source
 
@@ -309,6 +309,7 @@ def read_source(
     map='',       # Name of a built-in map, or the path of one, see `rows.maps`; empty: the one that fits, if any does
 )->Source:
     "Rows and what was understood; `ValueError` names file, row and column, `FileNotFoundError` the path"
+    check_own()
     if isinstance(paths, Path): paths = [paths]
     given = [p.strip() for p in paths.split(',')] if isinstance(paths, str) else list(paths)
     given = [p for p in given if str(p)]
