@@ -104,9 +104,11 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     elif 'ICULOS' in df: out['time'] = times(col('ICULOS'), table, 'hours')
     notes = list(table.notes)
     for c in df:
-        if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
+        if c not in KNOWN: continue
+        out[c],more = _in_unit(numbers(col(c), table, _OF_CODE[c].unit == '0/1'), c, own[c], table)
+        notes += more
     if 'label' in df:
-        y = out['label'] = numbers(col('label'), table)
+        y = out['label'] = numbers(col('label'), table, True)
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'

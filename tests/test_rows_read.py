@@ -326,6 +326,18 @@ def test_a_header_that_says_the_wrong_unit(ward, caplog):
         read(path, map=name)
         assert 'is unlike mg/dL' in caplog.text and 'as it stood, not converted from mmol/L' in caplog.text
 
+def test_true_is_one_for_a_label_and_no_rate(ward, tmp_path):
+    head = 'patient_id,time,HR,Gender,label\n'
+    got = read(ward(head+'a,1,80,true,false\na,2,81,True,TRUE\n')).iloc[1]
+    assert (got.HR, got.Gender, got.label) == (81, 1, 1)
+    with pytest.raises(ValueError, match="row 2 column HR: 'true' is not a number"): read(ward(head+'a,1,true,1,0\n'))
+    for rates in [True, False], [True, None]:
+        pd.DataFrame(dict(patient_id='a', HR=rates, Gender=[True, False])).to_parquet(tmp_path/'ward.parquet')
+        with pytest.raises(ValueError, match="row 1 column HR: .* is not a number"): read(tmp_path/'ward.parquet')
+    none = pd.DataFrame(dict(patient_id='a', HR=[80., 81], Temp=pd.to_datetime([None, None])))
+    none.to_parquet(tmp_path/'ward.parquet')
+    assert read(tmp_path/'ward.parquet').Temp.isna().all()
+
 def test_no_known_column(ward):
     for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
         with pytest.raises(ValueError, match='ward.csv: no column carries a known signal; .* `sepsis map ward.csv'):
