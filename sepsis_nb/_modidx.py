@@ -43,6 +43,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'sepsis_nb.cli.main': ('cli.html#main', 'sepsis_nb/cli.py'),
                                'sepsis_nb.cli.topics': ('cli.html#topics', 'sepsis_nb/cli.py')},
             'sepsis_nb.data': { 'sepsis_nb.data.Parsed': ('data.html#parsed', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data._assumed': ('data.html#_assumed', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._bare': ('data.html#_bare', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_columns': ('data.html#_check_columns', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._check_folders': ('data.html#_check_folders', 'sepsis_nb/data.py'),

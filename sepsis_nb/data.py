@@ -221,12 +221,22 @@ def _check_sets(given, parts):
     for (a,x),(b,y) in combinations(sets, 2):
         if x & y: raise ValueError(f'{a} and {b} both have the stay {min(x & y)}; give each stay a name of its own')
 
+def _assumed(told): # table of columns
+    "Notes of the units that nobody said"
+    free = told.given.astype(bool) | told.unit.isin(['1', '0/1']) # `given` has no type in a table without rows
+    rows = told[(told.signal != '') & (told['values'] > 0) & ~free]
+    if not len(rows): return []
+    shown = f"{rows.file.iloc[0]}: {', '.join(rows.column[:8])}{', …' if len(rows) > 8 else ''}"
+    return [('unit assumed', int(rows['values'].sum()), 0, shown,
+             'nobody says it, so the canonical one is taken; write it into the header, as Glucose [mg/dL]')]
+
 def _read_own(given, columns):
     "Files under names of our own as one raw tidy frame, notes, and the table of their columns"
     parts = [_read_one(p, columns) for p in given]
     _check_sets(given, parts)
     told = [o for p,(df,_) in zip(given, parts) for o in _own_columns(p, df, columns)]
-    return *_stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
+    (df,notes),told = _stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
+    return df, notes+_assumed(told), told
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package

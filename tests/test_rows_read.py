@@ -1,7 +1,7 @@
 "Files as hospitals write them: read in one way, or refused with file, row, column and what to do"
 import gzip, io, logging, re, struct, zipfile
 import numpy as np, pandas as pd, pytest
-from sepsis_nb.data import CHALLENGE, MONITOR, read
+from sepsis_nb.data import CHALLENGE, MONITOR, read, read_source
 from sepsis_nb.rows.findings import findings
 from sepsis_nb.rows.tables import Table, members, numbers, parse_table, read_table
 from sepsis_nb.rows.times import times
@@ -337,6 +337,13 @@ def test_true_is_one_for_a_label_and_no_rate(ward, tmp_path):
     none = pd.DataFrame(dict(patient_id='a', HR=[80., 81], Temp=pd.to_datetime([None, None])))
     none.to_parquet(tmp_path/'ward.parquet')
     assert read(tmp_path/'ward.parquet').Temp.isna().all()
+
+def test_units_and_times_that_nobody_says(ward):
+    source = read_source(ward('patient_id,Glucose,HR [1/min],Gender\na,120,80,1\na,121,81,1\n'))
+    found = findings(source.df, source.notes).set_index('finding')
+    assert found.loc['unit assumed', 'first'] == 'ward.csv: Glucose' and found.rows['unit assumed'] == 2
+    assert found.rows['row without a time'] == 2
+    assert 'unit assumed' not in set(read_source(ward(stay(80, 81), 'p1.psv')).notes.finding)
 
 def test_no_known_column(ward):
     for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
