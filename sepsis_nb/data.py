@@ -27,7 +27,7 @@ from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, check_own, 
 from .rows.signals import signals_of
 from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
-from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
+from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS, described
@@ -329,9 +329,13 @@ def read_source(
     if columns and map: raise ValueError(f'{given[0]}: both columns and a map; name the columns in the map')
     with TemporaryDirectory() as folder:
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
-        if m: return _in_known_units(read_mapped(found, m))
-    df,notes,told = _read_own(given, columns)
-    return Source(df, told, CHALLENGE_RULE, noted(notes))
+        if m: source = _in_known_units(read_mapped(found, m))
+    if not m:
+        df,notes,told = _read_own(given, columns)
+        source = Source(df, told, CHALLENGE_RULE, noted(notes))
+    left = [o for p in given for o in unread(Path(p).expanduser())]
+    note = 'files of another kind', 0, 0, ', '.join(left[:8]), 'not read; save them as CSV or parquet if they hold rows'
+    return replace(source, notes=pd.concat([source.notes, noted([note])], ignore_index=True)) if left else source
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"

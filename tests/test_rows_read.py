@@ -345,6 +345,20 @@ def test_units_and_times_that_nobody_says(ward):
     assert found.rows['row without a time'] == 2
     assert 'unit assumed' not in set(read_source(ward(stay(80, 81), 'p1.psv')).notes.finding)
 
+@pytest.mark.parametrize('packed', [False, True])
+def test_files_of_other_kinds_are_named(ward, tmp_path, packed):
+    names = 'a.csv', 'b.xlsx', 'c.json', 'd.csv.bz2', 'e.feather', 'f.dat', 'README.md', '.hidden'
+    for o in names: ward('patient_id,time,HR\na,1,80\n', f'set/{o}')
+    path = tmp_path/'set'
+    if packed:
+        path = tmp_path/'set.zip'
+        with zipfile.ZipFile(path, 'w') as z:
+            for o in names: z.write(tmp_path/'set'/o, o)
+    text = ward('[[table]]\nlayout = "wide"\npatient = "patient_id"\ntime = "time"\nsignals = {HR = "HR"}\n', 'm.toml')
+    for name in '', text:
+        notes = read_source(path, map=name).notes.set_index('finding')
+        assert notes.loc['files of another kind', 'first'] == 'b.xlsx, c.json, d.csv.bz2, e.feather, f.dat'
+
 def test_no_known_column(ward):
     for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
         with pytest.raises(ValueError, match='ward.csv: no column carries a known signal; .* `sepsis map ward.csv'):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
            'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
-           'members', 'read_table']
+           'members', 'unread', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -408,6 +408,13 @@ def members(path:Path, endings=ENDINGS)->list: # path: folder or zip
         found = _zip_members(path, z)
     found = [o for o in found if ending(o.name) in endings and not _is_rubbish(o.name)]
     return sorted(found, key=lambda o: o.name.split('/'))
+
+def unread(path:Path)->list: # path: any
+    "Names of the files in a folder or zip of kinds that are not read; without words about the set, as README.md"
+    if path.is_dir(): names = [p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_file()]
+    else: names = zipfile.ZipFile(path).namelist() if ending(path) == '.zip' else []
+    names = [o for o in names if ending(o) not in ENDINGS and o[-1] != '/' and not _is_rubbish(o)]
+    return sorted(o for o in names if not _ABOUT.fullmatch(o.rpartition('/')[2]+'.txt'))
 
 # %% ../../nbs/rows/13_tables.ipynb #358ba1c5
 def _gunzip(raw, where):
