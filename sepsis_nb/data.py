@@ -161,6 +161,9 @@ def _stacked(parts, where): # parts: [(frame, notes)]
     "Frames below each other, and their notes; `ValueError` for times of different kinds"
     frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]
     kinds = {str(df.time.dtype) if 'time' in df else 'none' for df in frames}
+    if len(kinds) > 1 and 'none' in kinds: raise ValueError(
+        f'{where}: some files have times and some have none. If those hold values of the patient as a whole, such as '
+        f'Age, a map joins them: `sepsis map {where} > ward.toml` drafts one')
     if len(kinds) > 1: raise ValueError(
         f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
     return (pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]), notes

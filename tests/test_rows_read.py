@@ -359,6 +359,10 @@ def test_files_of_other_kinds_are_named(ward, tmp_path, packed):
         notes = read_source(path, map=name).notes.set_index('finding')
         assert notes.loc['files of another kind', 'first'] == 'b.xlsx, c.json, d.csv.bz2, e.feather, f.dat'
 
+def test_a_table_without_times_beside_rows(ward, tmp_path):
+    ward('patient_id,time,HR\na,1,80\n', 'set/rows.csv'), ward('patient_id,Age,Gender\na,80,1\n', 'set/static.csv')
+    with pytest.raises(ValueError, match='some files have times and some have none'): read(tmp_path/'set')
+
 def test_no_known_column(ward):
     for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
         with pytest.raises(ValueError, match='ward.csv: no column carries a known signal; .* `sepsis map ward.csv'):
