@@ -227,6 +227,7 @@ def _check_sets(given, parts):
 def _assumed(told): # table of columns
     "Notes of the units that nobody said"
     free = told.given.astype(bool) | told.unit.isin(['1', '0/1']) # `given` has no type in a table without rows
+    free |= told.column.isin(MONITOR) # rates, and a temperature whose values tell °F
     rows = told[(told.signal != '') & (told['values'] > 0) & ~free]
     if not len(rows): return []
     shown = f"{rows.file.iloc[0]}: {', '.join(rows.column[:8])}{', …' if len(rows) > 8 else ''}"
