@@ -23,10 +23,11 @@ from .rows.join import Source, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
-from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, harmonise, hours, signal_rows, signals_of
+from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, check_own, harmonise, hours, signal_rows
+from .rows.signals import signals_of
 from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
-from .rows.tables import ids, members, numbers, parse_table, read_table, refuse
+from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
 from .rows.times import MOST_HOURS, times
 from .rows.units import header_unit, to_canonical, unit_key
 from .rows.wide import COLUMNS, described, in_utc
@@ -93,17 +94,21 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     where,df = table.where, _rename(table.df, columns, table.where)
     own = dict(zip(df, (c for c in table.df if (columns or {}).get(c, c) is not None)))
     def col(c): return df[c].rename(own[c]) # as an editor shows it
-    monitor = MONITOR if set(MONITOR) & set(df) or not KNOWN & set(df) else ()
-    _check_columns(df.columns, ('patient_id', *monitor), where)
+    _check_columns(df.columns, ('patient_id', *(MONITOR if set(MONITOR) & set(df) else ())), where)
+    if not KNOWN & set(df): raise ValueError(
+        f"{where}: no column carries a known signal; found: {', '.join(map(str, table.df))}. Name them with `columns`, "
+        f'or by a map, which `sepsis map {where} > ward.toml` drafts')
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
     out = {'patient_id':ids(col('patient_id'), table)}
     if 'time' in df: out['time'] = times(col('time'), table)
     elif 'ICULOS' in df: out['time'] = times(col('ICULOS'), table, 'hours')
     notes = list(table.notes)
     for c in df:
-        if c in KNOWN: out[c],more = _in_unit(numbers(col(c), table), c, own[c], table); notes += more
+        if c not in KNOWN: continue
+        out[c],more = _in_unit(numbers(col(c), table, _OF_CODE[c].unit == '0/1'), c, own[c], table)
+        notes += more
     if 'label' in df:
-        y = out['label'] = numbers(col('label'), table)
+        y = out['label'] = numbers(col('label'), table, True)
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'
@@ -116,15 +121,14 @@ def _suspect_units(df, own, where): # own: name to the column's in the file
     "Notes of units that were given and are unlike; `ValueError` for a column that would fit in another unit"
     who,notes = pd.factorize(df.patient_id)[0], []
     for c in (c for c in df if c in SIGNALS):
-        given = bool(header_unit(own[c])[1])
-        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, given)
+        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, header_unit(own[c])[1])
         if said: notes.append((f'unit of {c} suspect', int(df[c].notna().sum()), 0, f'{where} column {own[c]}', said))
     return notes
 
 def _read_rows(path, columns):
     df,notes = tidy(table := read_table(path), columns)
-    if set(CHALLENGE) <= set(df): return df, notes # whose units and labels are part of the layout
-    if 'label' in df: notes = [*notes, assumed_rule(df, table.where)]
+    if path == SAMPLE: return df, notes
+    if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
     own = {(columns or {}).get(c) or _column(c):c for c in table.df}
     return df, notes+_suspect_units(df, own, table.where)
 
@@ -147,16 +151,21 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
     _check_stems(stays, path)
     check_size(sum(o.size for o in stays), path)
     raws = [o.load() for o in stays]
-    if table := _joined(stays, raws): return tidy(table)
-    log.debug('stays cannot be joined, parsing each path=%s', path)
-    parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
-    return pd.concat([df for df,_ in parts], ignore_index=True), [n for _,notes in parts for n in notes]
+    if table := _joined(stays, raws): df,notes = tidy(table)
+    else:
+        log.debug('stays cannot be joined, parsing each path=%s', path)
+        parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
+        df,notes = pd.concat([df for df,_ in parts], ignore_index=True), [n for _,more in parts for n in more]
+    return df, notes+_suspect_units(df, {c:c for c in df}, path)
 
 # %% ../nbs/00_data.ipynb #ed87f3b1
 def _stacked(parts, where): # parts: [(frame, notes)]
     "Frames below each other, and their notes; `ValueError` for times of different kinds"
     frames,notes = [df for df,_ in parts], [n for _,more in parts for n in more]
     kinds = {str(df.time.dtype)+' with a zone'*df.attrs.get('utc', False) if 'time' in df else 'none' for df in frames}
+    if len(kinds) > 1 and 'none' in kinds: raise ValueError(
+        f'{where}: some files have times and some have none. If those hold values of the patient as a whole, such as '
+        f'Age, a map joins them: `sepsis map {where} > ward.toml` drafts one')
     if len(kinds) > 1: raise ValueError(
         f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
     if len(frames) == 1: return frames[0], notes
@@ -221,12 +230,23 @@ def _check_sets(given, parts):
     for (a,x),(b,y) in combinations(sets, 2):
         if x & y: raise ValueError(f'{a} and {b} both have the stay {min(x & y)}; give each stay a name of its own')
 
+def _assumed(told): # table of columns
+    "Notes of the units that nobody said"
+    free = told.given.astype(bool) | told.unit.isin(['1', '0/1']) # `given` has no type in a table without rows
+    free |= told.column.isin(MONITOR) # rates, and a temperature whose values tell °F
+    rows = told[(told.signal != '') & (told['values'] > 0) & ~free]
+    if not len(rows): return []
+    shown = f"{rows.file.iloc[0]}: {', '.join(rows.column[:8])}{', …' if len(rows) > 8 else ''}"
+    return [('unit assumed', int(rows['values'].sum()), 0, shown,
+             'nobody says it, so the canonical one is taken; write it into the header, as Glucose [mg/dL]')]
+
 def _read_own(given, columns):
     "Files under names of our own as one raw tidy frame, notes, and the table of their columns"
     parts = [_read_one(p, columns) for p in given]
     _check_sets(given, parts)
     told = [o for p,(df,_) in zip(given, parts) for o in _own_columns(p, df, columns)]
-    return *_stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
+    (df,notes),told = _stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
+    return df, notes+_assumed(told), told
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
@@ -300,9 +320,10 @@ def _own_columns(path, df, columns): # df: what was read of it
 def _in_known_units(source:Source)->Source:
     "The same with findings for columns unlike the unit that was said; `ValueError` if none was, and another would fit"
     df,notes,stays = source.df, [], pd.factorize(source.df.patient_id)[0]
-    for o in source.columns.drop_duplicates('signal').query("signal != '' and values > 0").itertuples():
+    told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable') # unsaid ones first
+    for o in told.drop_duplicates('signal').itertuples():
         x = df[o.signal].to_numpy(float)
-        said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.given)
+        said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.unit if o.given else '')
         notes += [('values unlike their unit', int((~np.isnan(x)).sum()), 0, f'{o.file}: {o.column}', said)]*bool(said)
     return replace(source, notes=pd.concat([source.notes, noted(notes)], ignore_index=True)) if notes else source
 
@@ -312,6 +333,7 @@ def read_source(
     map='',       # Name of a built-in map, or the path of one, see `rows.maps`; empty: the one that fits, if any does
 )->Source:
     "Rows and what was understood; `ValueError` names file, row and column, `FileNotFoundError` the path"
+    check_own()
     if isinstance(paths, Path): paths = [paths]
     given = [p.strip() for p in paths.split(',')] if isinstance(paths, str) else list(paths)
     given = [p for p in given if str(p)]
@@ -319,10 +341,14 @@ def read_source(
     if columns and map: raise ValueError(f'{given[0]}: both columns and a map; name the columns in the map')
     with TemporaryDirectory() as folder:
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
-        if m: return _in_known_units(read_mapped(found, m))
-    df,notes,told = _read_own(given, columns)
-    df.attrs.pop('utc', None)
-    return Source(df, told, CHALLENGE_RULE, noted(notes))
+        if m: source = _in_known_units(read_mapped(found, m))
+    if not m:
+        df,notes,told = _read_own(given, columns)
+        df.attrs.pop('utc', None)
+        source = Source(df, told, CHALLENGE_RULE, noted(notes))
+    left = [o for p in given for o in unread(Path(p).expanduser())]
+    said = 'files of another kind', 0, 0, ', '.join(left[:8]), 'not read; save them as CSV or parquet if they hold rows'
+    return replace(source, notes=pd.concat([source.notes, noted([said])], ignore_index=True)) if left else source
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"

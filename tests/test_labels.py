@@ -86,7 +86,8 @@ def test_data_says_where_its_labels_contradict_their_rule(tmp_path):
     row = int(found['first'].split()[-1])
     assert df.label[row] == 0 and df.label[row-1] == 1
     told = load_stays(str(tmp_path/'ward.csv'), SPECS['monitor4'], rule=LabelRule(6, 3))
-    assert not len(told.findings) and told.rule == LabelRule(6, 3) and told.digest == plain.digest
+    assert set(told.findings.finding) == {'unit assumed'}
+    assert told.rule == LabelRule(6, 3) and told.digest == plain.digest
 
 def test_rules_of_any_type_are_refused_with_their_key():
     for key,value in product(('before_h', 'after_h', 'cut'), ('six', None, [], -1, math.nan, 10**9, 'End')):

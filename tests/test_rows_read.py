@@ -1,7 +1,7 @@
 "Files as hospitals write them: read in one way, or refused with file, row, column and what to do"
 import gzip, io, logging, re, struct, zipfile
 import numpy as np, pandas as pd, pytest
-from sepsis_nb.data import CHALLENGE, MONITOR, read
+from sepsis_nb.data import CHALLENGE, MONITOR, read, read_source
 from sepsis_nb.rows.findings import findings
 from sepsis_nb.rows.tables import Table, members, numbers, parse_table, read_table
 from sepsis_nb.rows.times import times
@@ -287,6 +287,87 @@ def test_ids_as_bytes(tmp_path):
     pd.DataFrame(dict(patient_id=[b'007', b'7'], HR=[80., 81])).to_parquet(tmp_path/'ward.parquet')
     assert read(tmp_path/'ward.parquet').patient_id.tolist() == ['007', '7']
 
+@pytest.mark.parametrize('name', ['set.csv', 'set/p1.psv'])
+def test_units_of_the_challenge_columns(ward, name):
+    "The names of its columns do not prove its units"
+    rows = pd.DataFrame(dict.fromkeys(CHALLENGE, np.nan), range(12)).assign(
+        Glucose=np.linspace(5, 7, 12), ICULOS=range(1, 13), SepsisLabel=0)
+    if name == 'set.csv': path = ward(rows.assign(patient_id='a').to_csv(index=False), name)
+    else: path = ward(rows.to_csv(index=False, sep='|', na_rep='NaN'), name).parent
+    with pytest.raises(ValueError, match='column Glucose: median 6 is unlike mg/dL .* would fit in mmol/L'): read(path)
+
+MAP = """[[table]]
+layout = "wide"
+patient = "id"
+time = "h"
+"""
+LONG = MAP.replace('wide', 'long')+"""code = "item"
+value = "v"
+unit = "u"
+[table.signals]
+Glucose = "glu"
+"""
+def test_a_unit_of_some_rows_is_none_of_the_others(ward):
+    rows = [f'{k},0,glu,5.8,{u}' for k in range(40) for u in [('mmol/L', '')[k % 2]]]
+    long = ward('\n'.join(['id,h,item,v,u', *rows])+'\n', 'long.csv')
+    wide = ward('id,h,lab,poc\n'+''.join(f'{k},0,,5.8\n{k},1,5.8,\n' for k in range(40)), 'wide.csv')
+    two = 'Glucose = [{name = "lab", unit = "mmol/L"}, "poc"]'
+    for path,text in ((long, LONG), (wide, f'{MAP}[table.signals]\n{two}\n')):
+        with pytest.raises(ValueError, match='of the values, median 5.8, is unlike mg/dL'):
+            read(path, map=ward(text, 'ward.toml'))
+
+def test_a_header_that_says_the_wrong_unit(ward, caplog):
+    "Its values are like those of the canonical unit, before they were converted"
+    own = ward('patient_id,time,Glucose [mmol/L]\n'+''.join(f'a,{k},{120+k%9}\n' for k in range(20)), 'own.csv')
+    mapped = ward('id,h,lab [mmol/L]\n'+''.join(f'a,{k},{120+k%9}\n' for k in range(20)), 'mapped.csv')
+    text = ward(f'{MAP}[table.signals]\nGlucose = "lab [mmol/L]"\n', 'ward.toml')
+    for path,name in ((own, ''), (mapped, text)):
+        caplog.clear()
+        read(path, map=name)
+        assert 'is unlike mg/dL' in caplog.text and 'as it stood, not converted from mmol/L' in caplog.text
+
+def test_true_is_one_for_a_label_and_no_rate(ward, tmp_path):
+    head = 'patient_id,time,HR,Gender,label\n'
+    got = read(ward(head+'a,1,80,true,false\na,2,81,True,TRUE\n')).iloc[1]
+    assert (got.HR, got.Gender, got.label) == (81, 1, 1)
+    with pytest.raises(ValueError, match="row 2 column HR: 'true' is not a number"): read(ward(head+'a,1,true,1,0\n'))
+    for rates in [True, False], [True, None]:
+        pd.DataFrame(dict(patient_id='a', HR=rates, Gender=[True, False])).to_parquet(tmp_path/'ward.parquet')
+        with pytest.raises(ValueError, match="row 1 column HR: .* is not a number"): read(tmp_path/'ward.parquet')
+    none = pd.DataFrame(dict(patient_id='a', HR=[80., 81], Temp=pd.to_datetime([None, None])))
+    none.to_parquet(tmp_path/'ward.parquet')
+    assert read(tmp_path/'ward.parquet').Temp.isna().all()
+
+def test_units_and_times_that_nobody_says(ward):
+    source = read_source(ward('patient_id,Glucose,HR [1/min],Gender\na,120,80,1\na,121,81,1\n'))
+    found = findings(source.df, source.notes).set_index('finding')
+    assert found.loc['unit assumed', 'first'] == 'ward.csv: Glucose' and found.rows['unit assumed'] == 2
+    assert found.rows['row without a time'] == 2
+    assert 'unit assumed' not in set(read_source(ward(stay(80, 81), 'p1.psv')).notes.finding)
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_files_of_other_kinds_are_named(ward, tmp_path, packed):
+    names = 'a.csv', 'b.xlsx', 'c.json', 'd.csv.bz2', 'e.feather', 'f.dat', 'README.md', '.hidden'
+    for o in names: ward('patient_id,time,HR\na,1,80\n', f'set/{o}')
+    path = tmp_path/'set'
+    if packed:
+        path = tmp_path/'set.zip'
+        with zipfile.ZipFile(path, 'w') as z:
+            for o in names: z.write(tmp_path/'set'/o, o)
+    text = ward('[[table]]\nlayout = "wide"\npatient = "patient_id"\ntime = "time"\nsignals = {HR = "HR"}\n', 'm.toml')
+    for name in '', text:
+        notes = read_source(path, map=name).notes.set_index('finding')
+        assert notes.loc['files of another kind', 'first'] == 'b.xlsx, c.json, d.csv.bz2, e.feather, f.dat'
+
+def test_a_table_without_times_beside_rows(ward, tmp_path):
+    ward('patient_id,time,HR\na,1,80\n', 'set/rows.csv'), ward('patient_id,Age,Gender\na,80,1\n', 'set/static.csv')
+    with pytest.raises(ValueError, match='some files have times and some have none'): read(tmp_path/'set')
+
+def test_no_known_column(ward):
+    for head in 'patient_id,time,code,value,unit', 'patient_id,time,Glucose mmol/L,HR_bpm,bed':
+        with pytest.raises(ValueError, match='ward.csv: no column carries a known signal; .* `sepsis map ward.csv'):
+            read(ward(head+'\na,0,5,6,7\n'))
+
 def test_name_that_is_no_text(tmp_path):
     (tmp_path/'p\udcff.psv').write_text(stay(80))
     with pytest.raises(ValueError, match='is no UTF-8 that can be shown; rename it'): read(tmp_path)
@@ -353,6 +434,23 @@ def test_declared(cells, how, want):
                                        (['1'], 'fortnights')])
 def test_declared_against_the_rows(cells, how):
     with pytest.raises(ValueError, match='f.csv'): times(column(*cells), WARD, how)
+
+def test_one_word_among_hours():
+    with pytest.raises(ValueError, match="f.csv row 4 column time: 'never' is not a number, as most"):
+        times(column('1', '2', 'never'), WARD)
+
+def test_a_year_of_two_digits_may_come_first():
+    with pytest.raises(ValueError, match='two digits, at either end'): times(column('25/01/30'), WARD)
+    year = pd.Timestamp.now().year
+    text = f'25/01/{(year+1)%100:02d}'
+    for how in 'day-first', 'month-first':
+        with pytest.raises(ValueError, match='f.csv row 2 column time'): times(column(text), WARD, how)
+    assert times(column(f'25/01/{year%100:02d}'), WARD, 'day-first')[0] == pd.Timestamp(year, 1, 25)
+
+def test_zone_of_a_spreadsheets_days():
+    for cell in '45688.5', 45688.5:
+        assert times(column(cell), WARD, 'spreadsheet', 'Europe/Berlin')[0] == pd.Timestamp('2025-01-31 11:00')
+    assert times(column('0'), WARD, 'epoch-s', 'Europe/Berlin')[0] == pd.Timestamp('1970-01-01')
 
 def test_summer_time():
     def read(*cells): return times(column(*cells), WARD, zone='Europe/Berlin')

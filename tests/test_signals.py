@@ -70,3 +70,8 @@ def test_a_wrong_file_is_one_line_that_names_it(tmp_path, text, said):
     r = run("from sepsis_nb.cli import main; main(['produce', 'sample'])", tmp_path, own=tmp_path/'my.toml')
     last = r.stderr.strip().split('\n')
     assert r.returncode and len(last) == 1 and 'my.toml' in last[0] and said in last[0], (r.stdout, r.stderr[-800:])
+
+def test_a_missing_file_is_one_line_wherever_rows_are_read(tmp_path):
+    r = run("from sepsis_nb.cli import main; main(['inspect', 'sample'])", tmp_path, own='nope.toml')
+    last = r.stderr.strip().split('\n')
+    assert r.returncode and len(last) == 1 and 'nope.toml' in last[0], (r.stdout, r.stderr[-800:])

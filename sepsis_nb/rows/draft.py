@@ -189,7 +189,7 @@ def _code_lines(df, long, words):
 
 def _unreadable(col, table):
     "Why a column is none of numbers; '': it is"
-    try: numbers(col, table)
+    try: numbers(col, table, True)
     except ValueError as e: return str(e).replace('\n', ' ')
     return ''
 

@@ -36,8 +36,7 @@ def _steps(who, h): # who: (n,) codes of patients; h: (n,) hours
 
 def _time_checks(df, who, repeated):
     "(finding, rows concerned, advice) of times"
-    if 'time' not in df: return
-    h = hours(df.time)
+    h = hours(df.time) if 'time' in df else np.full(len(df), np.nan)
     step = _steps(who, h)
     yield ('time goes back within a stay', step < 0,
            'sort the export by time; a late row counts as measured at the latest time seen')

@@ -85,7 +85,7 @@ def _check_keys(found, known, where):
 
 def _signal(name, where):
     if name in SIGNALS: return name
-    near = get_close_matches(name, SIGNALS, 1)
+    near = [s for s in SIGNALS if s.casefold() == name.casefold()] or get_close_matches(name, SIGNALS, 1)
     raise ValueError(f"{where}: unknown signal '{name}'" + (f", did you mean '{near[0]}'?" if near else '')
                      + f" Known are {', '.join(SIGNALS)}")
 

@@ -12,6 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 from .signals import PACKAGE, SIGNALS, Signal
+from .units import conversion
 
 # %% ../../nbs/rows/12_reference.ipynb #90b9d4e3
 QUANTILES = .01, .05, .25, .5, .75, .95, .99
@@ -84,9 +85,10 @@ def suspect_unit(
     x:np.ndarray,  # (n,) values, taken as canonical; NaN: missing
     signal:Signal,
     stays=None,    # (n,) codes or ids; None: taken as of one stay
+    others=None,   # Units to try, as `_candidates`, which are taken if None
 )->Suspect|None:
     "The unit in which a column that does not fit the reference would fit; None: it fits, or nothing else does"
-    others,x = _candidates(signal), np.asarray(x, float)
+    others,x = _candidates(signal) if others is None else others, np.asarray(x, float)
     k = np.flatnonzero(x > 0)
     if not others or len(k) < LEAST: return None
     x = x[k]
@@ -115,16 +117,23 @@ def _mixed(x, signal, others): # x: above 0
     return None
 
 # %% ../../nbs/rows/12_reference.ipynb #17c09be8
+def _unconverted(signal, unit): # unit: the one that was said; as `_candidates`
+    "What undoes a conversion: a header may say mmol/L above values in mg/dL"
+    f,zero = conversion(signal, unit, signal.name)
+    if not _candidates(signal) or (f, zero) == (1, 0): return {}
+    return {f'{signal.unit} as it stood, not converted from {unit}':(1/f, -zero*f)}
+
 def check_units(
     x:np.ndarray,     # (n,) values, in the canonical unit as far as is known; NaN: missing
     signal:Signal,
     where:str,        # File, for messages
     column:str,       # The source's name of the column or code
     stays=None,       # (n,) codes or ids of the stays
-    given:bool=False, # Whether somebody said the unit, from which `x` was converted
+    given:str='',     # The unit that somebody said, from which `x` was converted
 )->str:               # '': nothing to say; a finding if the unit was given
     "`ValueError` with both readings and the line to write in the map if a column would fit in another unit"
     o = suspect_unit(x, signal, stays)
+    if o is None and given: o = suspect_unit(x, signal, stays, _unconverted(signal, given))
     if o is None: return ''
     low,middle,high = reference().loc[signal.name, [.01, .5, .99]]
     what = f'median {o.median:.3g}' if o.share == 1 else f'{o.share:.0%} of the values, median {o.median:.3g},'

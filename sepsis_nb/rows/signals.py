@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SIGNALS', 'KNOWN', 'SHORT', 'CHALLENGE', 'MONITOR', 'Signal', 'declare', 'read_signals', 'with_own',
-           'known_by', 'carried', 'is_own', 'signals_of', 'clean', 'signal_rows', 'harmonise', 'hours']
+           'check_own', 'known_by', 'carried', 'is_own', 'signals_of', 'clean', 'signal_rows', 'harmonise', 'hours']
 
 # %% ../../nbs/rows/10_signals.ipynb #08f86beb
 import numpy as np, pandas as pd, tomllib
@@ -101,11 +101,16 @@ def with_own(tables:dict, path)->dict: # tables: of the package; path: of a user
 
 # %% ../../nbs/rows/10_signals.ipynb #3033c7d0
 def _own_path():
-    "Of the user's file; None: there is none, or the settings are wrong, of which their reader will hear"
-    try: return load_settings().data.signals
-    except (ValueError, OSError): return None
+    "Of the user's file, and what is wrong with the settings, which `check_own` says: an import must not fail"
+    try: return load_settings().data.signals, ''
+    except (ValueError, OSError) as e: return None, str(e)
 
-SIGNALS = with_own(_TABLES, Path(path)) if (path := _own_path()) else PACKAGE
+_path,_wrong = _own_path()
+SIGNALS = with_own(_TABLES, Path(_path)) if _path else PACKAGE
+def check_own():
+    "`ValueError` if the settings are wrong, which may name a file of signals; called wherever rows are read"
+    if _wrong: raise ValueError(_wrong)
+
 KNOWN = frozenset(c for s in SIGNALS.values() for c in s.codes) # every column name that carries a signal
 SHORT = {c:s.name for s in SIGNALS.values() for c in s.short} # short form to the signal that it usually is
 

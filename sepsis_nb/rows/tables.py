@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
            'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
-           'members', 'read_table']
+           'members', 'unread', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -221,15 +221,15 @@ _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
     (r'', 'is not a number', 'write one or leave it empty'))
 _TRUTH = {'true':'1', 'false':'0'}
 _NUMBER = r'^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$'
-def _words(a):
-    "Text without the words for a missing value, true as 1, false as 0"
+def _words(a, truth):
+    "Text without the words for a missing value; true as 1, false as 0 where it may be"
     low = pc.utf8_lower(a)
     a = pc.if_else(pc.is_in(low, pa.array(MISSING, a.type)), None, a)
-    for word,digit in _TRUTH.items(): a = pc.if_else(pc.equal(low, word), digit, a)
+    for word,digit in _TRUTH.items() if truth else (): a = pc.if_else(pc.equal(low, word), digit, a)
     return a
 
 # %% ../../nbs/rows/13_tables.ipynb #493d32e7
-def _text_numbers(col, table):
+def _text_numbers(col, table, truth):
     a = pa.array(col, pa.large_string())
     if not table.proven: refuse(
         pc.match_substring_regex(a, _GROUP).fill_null(False), col, table,
@@ -239,18 +239,26 @@ def _text_numbers(col, table):
         a = pc.replace_substring(a, ',', '.')
     try: x = pc.cast(a, pa.float64())
     except pa.ArrowInvalid:
-        wrong = pc.invert(pc.match_substring_regex(_words(a), _NUMBER)).fill_null(False)
+        wrong = pc.invert(pc.match_substring_regex(_words(a, truth), _NUMBER)).fill_null(False)
         if (at := np.flatnonzero(wrong)).size:
             aside = next(o for o in _ASIDE if re.match(o[0], col.iloc[at[0]]))
             refuse(wrong, col, table, *aside[1:])
-        x = pc.cast(_words(a), pa.float64())
+        x = pc.cast(_words(a, truth), pa.float64())
     return pd.Series(x.to_numpy(zero_copy_only=False), col.index, name=col.name)
 
 # %% ../../nbs/rows/13_tables.ipynb #42b1c691
-def numbers(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under the name for messages
+def numbers(
+    col:pd.Series,    # Of `table.df`, under the name for messages
+    table:Table,
+    truth:bool=False, # Whether true is 1 and false 0, as for a label
+)->pd.Series:
     "A column as float64, NaN where there is no value; `ValueError` names the first cell that is not a finite number"
-    if col.dtype == 'str': x = _text_numbers(col, table)
-    elif col.dtype.kind in 'mM': refuse(col.notna(), col, table, 'is a time, not a number', 'rename the column')
+    if col.dtype.kind in 'mM':
+        refuse(col.notna(), col, table, 'is a time, not a number', 'rename the column')
+        return pd.Series(np.nan, col.index, name=col.name)
+    if not truth and col.dtype.kind in 'bO' and col.dtype != 'str': refuse(
+        [isinstance(v, (bool, np.bool_)) for v in col], col, table, *_ASIDE[-1][1:])
+    if col.dtype == 'str': x = _text_numbers(col, table, truth)
     else: x = pd.to_numeric(col, errors='coerce').astype(float)
     lost = x.isna() & col.notna()
     if lost.any(): refuse(lost & ~col.astype('str').str.lower().isin(MISSING), col, table, *_ASIDE[-1][1:])
@@ -400,6 +408,13 @@ def members(path:Path, endings=ENDINGS)->list: # path: folder or zip
         found = _zip_members(path, z)
     found = [o for o in found if ending(o.name) in endings and not _is_rubbish(o.name)]
     return sorted(found, key=lambda o: o.name.split('/'))
+
+def unread(path:Path)->list: # path: any
+    "Names of the files in a folder or zip of kinds that are not read; without words about the set, as README.md"
+    if path.is_dir(): names = [p.relative_to(path).as_posix() for p in path.rglob('*') if p.is_file()]
+    else: names = zipfile.ZipFile(path).namelist() if ending(path) == '.zip' else []
+    names = [o for o in names if ending(o) not in ENDINGS and o[-1] != '/' and not _is_rubbish(o)]
+    return sorted(o for o in names if not _ABOUT.fullmatch(o.rpartition('/')[2]+'.txt'))
 
 # %% ../../nbs/rows/13_tables.ipynb #358ba1c5
 def _gunzip(raw, where):

@@ -27,12 +27,13 @@ def _in_era(t, col, table):
     refuse(wrong, col, table, 'is not between 1900 and 2300', 'leave it empty if it is unknown')
     return t
 
-def _number_times(x, col, table, how):
+def _number_times(x, col, table, how, zone):
     "Numbers as hours, or as dates if `how` says so; `ValueError` for those that cannot be hours"
     if how in _EPOCH or how == 'spreadsheet':
         us = (x*_EPOCH[how]).round() if how in _EPOCH else ((x-25569)*86_400_000).round()*1000 # to the ms, as it shows
         refuse(us.abs() > 9e15, col, table, f'is no date as {how}', 'declare what it is as time_as in the map')
-        return _in_era(us.astype('Int64').astype('datetime64[us]'), col, table)
+        t = _in_era(us.astype('Int64').astype('datetime64[us]'), col, table)
+        return _zoned(t, col, table, zone) if zone and how == 'spreadsheet' else t # an epoch is UTC
     if not how:
         unit = next(o for o,least in (('', 1e14), ('epoch-ms', 1e11), ('epoch-s', 1e8), ('seconds', 0))
                     if not x.abs().max() < least)
@@ -117,8 +118,12 @@ def _day_first(p, col, table, how):
 def _years(y, col, table, how):
     short = y < 100
     if how not in ('day-first', 'month-first'): refuse(
-        short, col, table, 'has a year of two digits', f'write four, or {_declare("day-first", "month-first")}')
-    return np.where(short, np.where(y < 69, 2000, 1900) + y, y)
+        short, col, table, 'has a year of two digits, at either end',
+        f'write four, or, if the year is last, {_declare("day-first", "month-first")}')
+    full = np.where(short, np.where(y < 69, 2000, 1900) + y, y)
+    refuse(short & (full > pd.Timestamp.now().year), col, table, f'is in the future if it is {how}',
+           'it may begin with the year; write years of four digits')
+    return full
 
 # %% ../../nbs/rows/14_times.ipynb #3837573e
 def _written(a, known, col, table, how, form):
@@ -181,6 +186,9 @@ def _form(a, col, table):
     clock = pc.match_substring_regex(a, r'^[+-]?\d{1,7}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp][Mm])?$')
     refuse(clock, col, table, 'has no date',
            f'write date and time; if it is time since admission, {_declare("hh:mm")}')
+    number = pc.match_substring_regex(a, r'^[+-]?(\d+[.,]?\d*|[.,]\d+)$').to_numpy(zero_copy_only=False)
+    if 2*number.sum() > len(a) and not best: refuse(
+        ~number, col, table, 'is not a number, as most of the column are', 'write hours, or leave it empty')
     refuse(~np.any(list(fit.values()), 0), col, table, 'is not a date and time', 'write 2025-01-31 13:45:00')
     j = np.flatnonzero(~fit[best])[0]
     raise ValueError(f"{cell(table, col, 0)} and row {table.row(j)} '{col.iloc[j]}' are written in two ways; "
@@ -205,7 +213,7 @@ def _text_times(col, table, how, zone):
     if _is_duration(a): t = _durations(a, known, table)
     elif how == 'hh:mm': t = _elapsed(a, known, table)
     elif how in _HOURS or how in _EPOCH or how == 'spreadsheet' or _plain(a):
-        t = _number_times(numbers(known, table), known, table, how).to_numpy()
+        t = _number_times(numbers(known, table), known, table, how, zone).to_numpy()
     else: t = _dates(a, known, table, how, zone)
     out = np.full(len(col), np.datetime64('NaT', 'us') if t.dtype.kind == 'M' else np.nan)
     out[keep] = t
@@ -241,5 +249,5 @@ def times(
         return _zoned(t, col, table, zone) if zone and not aware else t
     if kind == 'b': refuse(col.notna(), col, table, 'is not a time', 'name another column')
     is_date = kind in 'iu' and len(col) and col.min() >= 19000101 and not how # 20250131, or in milliseconds
-    if kind in 'iuf' and not is_date: return _number_times(numbers(col, table), col, table, how)
+    if kind in 'iuf' and not is_date: return _number_times(numbers(col, table), col, table, how, zone)
     return _text_times(col.astype('str'), table, how, zone)

@@ -91,7 +91,7 @@ def _signals(t, df, table):
         if name in seen: raise ValueError(
             f"{table.where}: column '{name}' means {seen[name]} and {c.signal}; name the one in [table.signals]")
         seen[name],unit = c.signal, '' if c.values else unit_said(name, c, table.where)
-        raw = category(df[name], c, table) if c.values else numbers(df[name], table)
+        raw = category(df[name], c, table) if c.values else numbers(df[name], table, SIGNALS[c.signal].unit == '0/1')
         told.append(described(table.where, name, c, unit, values=raw.notna().sum()))
         x,at = raw.to_numpy(float), f'{table.where} column {name}'
         x = pd.Series(x if c.values else to_canonical(x, SIGNALS[c.signal], unit, at), raw.index)

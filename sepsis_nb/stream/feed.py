@@ -124,7 +124,7 @@ def _measurement(obj, t, codes, feed):
     code = str(obj[t.code]).strip()
     if not (c := codes.get(code)): raise BadMessage(f'no-signal: {t.code} {code[:40]!r} is not in the map {feed.name}')
     for k,kept in t.only.items():
-        if k in obj and (v := str(obj[k])) not in kept: raise BadMessage(
+        if k in obj and (v := '' if obj[k] is None else str(obj[k])) not in kept: raise BadMessage(
             f"no-signal: {k} is {v[:40]!r}, not {' or '.join(kept)}")
     v = obj.get(t.value) if c.value is None else c.value
     if c.values or c.value is not None: return c.signal, _canonical(v, t.value, 1., 0., c.values)
