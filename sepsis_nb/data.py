@@ -264,8 +264,7 @@ def _files(path, folder, mapped):
         to.write_bytes(o.load())
     return [folder/o.name for o in found]
 
-def _is_own(names): # names: columns
-    "Whether a table is of our own names"
+def _is_own(names): # whether a table with these columns is of our own names
     return 'patient_id' in (known := {_column(c) for c in names}) and bool(known & KNOWN)
 
 def _check_folders(paths, heads):
@@ -296,8 +295,7 @@ def _mapped(given, name, folder): # name: of a map, or its path; '': the one tha
     return m, heads
 
 # %% ../nbs/00_data.ipynb #aef631f6
-def _own_names(path, df): # df: what was read of it
-    "Columns as the files have them; of an archive, and of stays, as we name them"
+def _own_names(path, df): # columns as the files have them; of an archive, and of stays, those of what was read
     if path.is_file() and SOURCES[ending(path)][1] is _read_rows: return head_columns(path)
     inside = [path/o.name for o in members(path)] if path.is_dir() else []
     if not inside or any(ending(p) == '.psv' for p in inside): return tuple(df)
