@@ -19,12 +19,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from .rows.findings import noted, warn
-from .rows.join import Source, head_columns, note, read_mapped
+from .rows.join import Source, column_note, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import check_units
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, check_own, harmonise, hours, signal_rows
-from .rows.signals import signals_of
+from .rows.signals import own_codes, signals_of
 from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
@@ -77,7 +77,7 @@ def _rename(df, columns, where):
     return df.set_axis(names, axis=1)
 
 # %% ../nbs/00_data.ipynb #efedb73a
-_OF_CODE = {c:s for s in SIGNALS.values() for c in s.codes if c == s.name or c not in SIGNALS}
+_OF_CODE = {c:s for s in SIGNALS.values() for c in own_codes(s)}
 def _in_unit(x, name, own, table): # x: Series; own: the column's name in the file
     "Values in the canonical unit if the header gives another, and notes; `ValueError` lists the units known"
     unit,s = header_unit(own)[1], _OF_CODE[name]
@@ -235,10 +235,8 @@ def _assumed(told): # table of columns
     free = told.given.astype(bool) | told.unit.isin(['1', '0/1']) # `given` has no type in a table without rows
     free |= told.column.isin(MONITOR) # rates, and a temperature whose values tell °F
     rows = told[(told.signal != '') & (told['values'] > 0) & ~free]
-    if not len(rows): return []
-    shown = f"{rows.file.iloc[0]}: {', '.join(rows.column[:8])}{', …' if len(rows) > 8 else ''}"
-    return [('unit assumed', int(rows['values'].sum()), 0, shown,
-             'nobody says it, so the canonical one is taken; write it into the header, as Glucose [mg/dL]')]
+    return column_note('unit assumed', rows, 'nobody says it, so the canonical one is taken; write it into the header, '
+                       'as Glucose [mg/dL]')
 
 def _read_own(given, columns):
     "Files under names of our own as one raw tidy frame, notes, and the table of their columns"

@@ -19,7 +19,7 @@ from numba import config, njit
 from numba.core.caching import FunctionCache
 
 from .rows.derived import BEDSIDE, COUNTS, GASES, LABS, SCORES, sources
-from .rows.signals import SIGNALS, clean, hours, signal_rows
+from .rows.signals import SIGNALS, clean, hours, own_codes, signal_rows
 from .rows.spec import OPERATIONS, WINDOW_OPS, Feature, FeatureSpec, Op, over
 from .rows.times import GAP_H
 from .settings import load_settings
@@ -404,7 +404,7 @@ def _asked(signal): # operations and hours of `full` on it alone
     return [(f.op, f.hours) for fs in FAMILIES.values() for f in fs if f.signal == signal and not f.other]
 def auto_spec(df:pd.DataFrame)->FeatureSpec: # df: raw, from `read`
     "The families of `full` over every signal that a data set has, beside the scores and ratios that it allows"
-    own = {n:[c for c in s.codes if c in df and (c == n or c not in SIGNALS)] for n,s in SIGNALS.items()}
+    own = {n:[c for c in own_codes(s) if c in df] for n,s in SIGNALS.items()}
     share = {n:df[cs].notna().any(axis=1).mean() for n,cs in own.items() if cs and n != 'ICULOS'}
     has = [n for n,x in share.items() if x > 0]
     moving = [n for n in has if not SIGNALS[n].static]

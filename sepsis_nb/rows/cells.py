@@ -13,15 +13,19 @@ from .signals import clean
 
 # %% ../../nbs/rows/24_cells.ipynb #5c15e508
 @njit(cache=True)
+def _first_slot(who, when, mask):
+    h = (who*-7046029254386353131) ^ (when*-4417276706812531889)
+    h = (h ^ (h >> 29))*-4658895280553007687
+    return (h ^ (h >> 32)) & mask
+
+@njit(cache=True)
 def _place(who, when, place, x, slots, row_who, row_when, n, cells, rank, again, more, later):
     "Values into `cells` (signals, room); rows found in `slots`, a hash table; rows so far, values for filled cells"
     mask,at,m = len(slots)-1, -1, 0
     for i in range(len(who)):
         p,t = who[i], when[i]
         if at < 0 or row_who[at] != p or row_when[at] != t:
-            h = (p*-7046029254386353131) ^ (t*-4417276706812531889)
-            h = (h ^ (h >> 29))*-4658895280553007687
-            k = (h ^ (h >> 32)) & mask
+            k = _first_slot(p, t, mask)
             while slots[k] and (row_who[slots[k]-1] != p or row_when[slots[k]-1] != t): k = (k+1) & mask
             if not slots[k]:
                 row_who[n],row_when[n] = p, t
@@ -42,9 +46,7 @@ def _place(who, when, place, x, slots, row_who, row_when, n, cells, rank, again,
 def _rehash(slots, row_who, row_when, n):
     mask = len(slots)-1
     for r in range(n):
-        h = (row_who[r]*-7046029254386353131) ^ (row_when[r]*-4417276706812531889)
-        h = (h ^ (h >> 29))*-4658895280553007687
-        k = (h ^ (h >> 32)) & mask
+        k = _first_slot(row_who[r], row_when[r], mask)
         while slots[k]: k = (k+1) & mask
         slots[k] = r+1
 

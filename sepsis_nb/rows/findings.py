@@ -9,14 +9,14 @@ __all__ = ['MOST_APART_H', 'FINDING', 'log', 'noted', 'findings', 'warn', 'data_
 import hashlib, logging, numpy as np, pandas as pd, re
 from itertools import chain
 from unicodedata import normalize
-from .signals import SIGNALS, clean, hours, signal_rows
+from .signals import SIGNALS, clean, hours, own_codes, signal_rows
 from .times import GAP_H
 
 # %% ../../nbs/rows/20_findings.ipynb #deef0603
 def _signal_checks(df):
     "(finding, rows concerned, advice) of what each signal holds"
     for s,o in SIGNALS.items():
-        own = [c for c in o.codes if c in df and (c == s or c not in SIGNALS)] # HR may stand in for Pulse
+        own = [c for c in own_codes(o) if c in df]
         if not own: continue
         rows,converted,wrong = (x[:, 0] for x in clean(signal_rows(df[own], (s,)), (s,)))
         if converted.any():

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from zoneinfo import ZoneInfo
 from .onset import LabelRule, rule_from_dict
-from .signals import SIGNALS
+from .signals import SIGNALS, own_codes
 from .units import header_unit
 
 # %% ../../nbs/rows/15_maps.ipynb #0b59d4f6
@@ -213,7 +213,7 @@ def places(t:TableMap)->dict:
     neither, our own names"""
     found,given = {c.name:c for c in t.signals}, {c.signal for c in t.signals}
     for s in SIGNALS.values():
-        own = () if t.signals else [o for o in s.codes if o == s.name or o not in SIGNALS]
+        own = () if t.signals else own_codes(s)
         codes = s.known.get(t.known, ()) if t.known else own
         for code in (p+o for o in codes for p in t.prefix or ('',) if s.name not in given):
             found.setdefault(code, Column(s.name, code))

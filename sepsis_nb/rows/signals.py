@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'SIGNALS', 'KNOWN', 'SHORT', 'CHALLENGE', 'MONITOR', 'Signal', 'declare', 'read_signals', 'with_own',
-           'check_own', 'known_by', 'carried', 'is_own', 'signals_of', 'clean', 'signal_rows', 'harmonise', 'hours']
+           'check_own', 'known_by', 'carried', 'is_own', 'own_codes', 'signals_of', 'clean', 'signal_rows', 'harmonise',
+           'hours']
 
 # %% ../../nbs/rows/10_signals.ipynb #08f86beb
 import numpy as np, pandas as pd, tomllib
@@ -133,6 +134,10 @@ def is_own(s:Signal)->bool:
     "Whether a signal is not the package's"
     return s.name not in PACKAGE or carried(s) != carried(PACKAGE[s.name])
 
+def own_codes(s:Signal)->list:
+    "Names that carry a signal itself; HR may stand in for Pulse, and is another"
+    return [c for c in s.codes if c == s.name or c not in SIGNALS]
+
 def signals_of(signals)->tuple: # names, or `Signal`s
     "`Signal`s by name; those that are given stay"
     if signals and type(signals[0]) is Signal: return signals # of each message of the stream
@@ -163,8 +168,7 @@ def signal_rows(df:pd.DataFrame, signals:tuple)->np.ndarray: # df: tidy; signals
 # %% ../../nbs/rows/10_signals.ipynb #b50acb32
 def harmonise(df:pd.DataFrame)->tuple: # df: raw, from `read`
     "The frame under canonical names and units, and a table that counts per signal what that changed"
-    own = {s:[c for c in o.codes if c == s or c not in SIGNALS] for s,o in SIGNALS.items()}
-    names = tuple(s for s,codes in own.items() if any(c in df for c in codes))
+    names = tuple(name for name,s in SIGNALS.items() if any(c in df for c in own_codes(s)))
     raw = signal_rows(df, names)
     rows,converted,out_of_range = clean(raw, names)
     missing = np.isnan(raw)

@@ -38,11 +38,11 @@ def _check_number(text):
     if len(head) > 20 or not -2**63 <= int(head) < 2**64:
         raise BadMessage(f'long-number: {text[:40]} has more than 64 bits; send it as a string')
 
-def check_json(raw:bytes, obj:dict, signals=()): # obj: what `raw` holds; signals: `Signal`s beside the package's
+def check_json(raw:bytes, obj:dict, signals=(), keys=()): # obj: what `raw` holds; signals, keys: known beside ours
     "`BadMessage` for JSON that readers take in different ways, or not at all"
     if raw.count(b'[')+raw.count(b'{') > MOST_DEPTH: _check_depth(obj)
     pairs = json.loads(raw, parse_int=_check_number, parse_float=_check_number, object_pairs_hook=list)
     names = Counter(k for k,_ in pairs)
-    known = KNOWN.union(('patient_id', 'time'), *(s.codes for s in signals))
+    known = KNOWN.union(('patient_id', 'time'), keys, *(s.codes for s in signals))
     if twice := [k for k,n in names.items() if n > 1 and k in known]:
         raise BadMessage(f'duplicate-name: {twice[0]} stands {names[twice[0]]} times, and only one can be meant')

@@ -6,15 +6,14 @@
 __all__ = ['MessageMap', 'message_map', 'feed_of', 'parse_mapped']
 
 # %% ../../nbs/stream/26_feed.ipynb #18bd9e03
-import json, orjson, pandas as pd
-from collections import Counter
+import orjson, pandas as pd
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
 from ..rows.maps import SourceMap, load_map, name_key, places, unit_of
-from ..rows.signals import SIGNALS
+from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, check_json, is_plain
 from ..rows.tables import Table, ids
 from ..rows.units import conversion
@@ -53,8 +52,8 @@ def _wide_keys(m, tables):
         spelt.setdefault(name_key(c.name), (c, len(out)))
         out.setdefault(c.name, (c.signal, len(out), *_how(c.name, c, f'map {m.name}:'), c.values))
     for s in SIGNALS.values(): # names of our own, in our spelling alone
-        for o in s.codes:
-            if (o == s.name or o not in SIGNALS) and name_key(o) not in spelt: out[o] = s.name, len(out), 1., 0., None
+        for o in own_codes(s):
+            if name_key(o) not in spelt: out[o] = s.name, len(out), 1., 0., None
     return out, spelt
 
 def _how(key, c, where):
@@ -85,13 +84,6 @@ def feed_of(name:str)->MessageMap|None: # name: of a map, or its file; '': none
     return message_map(load_map(name)) if name else None
 
 # %% ../../nbs/stream/26_feed.ipynb #f500ffc6
-def _check_keys(raw, obj, feed):
-    "As `check_json`, for the keys of a map too"
-    check_json(raw, obj)
-    names = Counter(k for k,_ in json.loads(raw, object_pairs_hook=list))
-    if twice := [k for k,n in names.items() if n > 1 and k in feed.codes]:
-        raise BadMessage(f'duplicate-name: {twice[0]} stands {names[twice[0]]} times, and only one can be meant')
-
 def _spelt(obj, feed):
     "The message with the keys of patient, time and measurement as the map spells them"
     out = {}
@@ -166,7 +158,7 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
     try: obj = orjson.loads(raw) if raw is not None else None
     except orjson.JSONDecodeError: obj = None
     if not isinstance(obj, dict): return parse(raw, signals) # which says what is wrong
-    if not is_plain(raw, obj): _check_keys(raw, obj, feed)
+    if not is_plain(raw, obj): check_json(raw, obj, keys=feed.codes)
     if not obj.keys() <= feed.codes: obj = _spelt(obj, feed)
     who = obj.get(feed.patient, obj.get('patient_id'))
     if who is None: raise BadMessage(f"no-patient-id: no {feed.patient} among the keys {', '.join(obj)[:200]}")
