@@ -120,8 +120,9 @@ class Beds(NamedTuple):
 
 # %% ../../nbs/model/62_scorer.ipynb #41d306c8
 @patch
-def score_rows(self:Scorer, raw, time, beds:list)->ScoredRows: # raw: (n, signals) as they came; time: (n,) h, NaN: none
-    "Score rows in their order of arrival; `beds`: `Beds` that together have each row once"
+def score_rows(self:Scorer, raw, time, beds:list, suspect=None)->ScoredRows: # raw: (n, signals) as they came; time: h
+    """Score rows in their order of arrival; `time` NaN: none; `beds`: `Beds` that together have each row once;
+    `suspect`: (n, signals) bool, values whose unit is suspect by other patients; None: not looked at"""
     spec,n = self.spec, len(raw)
     values,out_of_range = prepare(spec, raw)
     beyond = beyond_one_stay(raw, spec.declared)
@@ -131,7 +132,9 @@ def score_rows(self:Scorer, raw, time, beds:list)->ScoredRows: # raw: (n, signal
         was = None if before is None else np.empty(values[b.rows].shape)
         X[b.rows],hour[b.rows],stay[b.rows] = fold(spec, b.states, b.who, time[b.rows], values[b.rows], was)
         if was is not None: before[b.rows] = was
-    suspect = None if before is None else suspect_values(raw, beyond, before, spec.declared)
+    if before is not None:
+        own = suspect_values(raw, beyond, before, spec.declared)
+        suspect = own if suspect is None else own | suspect
     P,quality,alert = self.predict(X), self.assess(X, out_of_range, suspect), np.zeros(n, bool)
     for b in beds:
         k = b.rows

@@ -8,9 +8,10 @@ __all__ = ['JUMP', 'PROGRESS_KEY', 'GROWTH_KEY', 'TopicId', 'PartitionsChanged',
 
 # %% ../../nbs/stream/25_progress.ipynb #ad5620bb
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fastcore.basics import patch
 from typing import NamedTuple
+from ..rows.reference import UnitWindow
 
 # %% ../../nbs/stream/25_progress.ipynb #509b1783
 class TopicId(NamedTuple):
@@ -36,6 +37,7 @@ class Progress:
     unanswered:int = 0 # Offsets that left the topic before they were answered, in all
     waiting:int = -1   # Offset of the first row that waits until its patient's state is moved here; -1: none
     jumps:int = 0      # Of the time stamps, since the start of the worker
+    window:UnitWindow = field(default_factory=UnitWindow, repr=False) # Values by which a unit is suspect
     def take(self, offset, stamp, silence_ms): # of the next row; ms that a patient may be silent
         "Go on to a row; False if it is answered already"
         if offset < self.end: return False
@@ -55,14 +57,33 @@ _VERSION,_MARK = 4, b'progress'
 def pack(self:Progress)->bytes:
     "Value of the record"
     rest = self.clock, self.stamp, self.unanswered, self.waiting
-    return _PROGRESS.pack(_VERSION, _MARK, *self.topic, self.end-1, *rest)
+    return _PROGRESS.pack(_VERSION, _MARK, *self.topic, self.end-1, *rest)+_pack_window(self.window)
+
+def _pack_window(window):
+    "For each signal its name and values, both behind their number"
+    def one(name, of):
+        text,tags,logs = name.encode(), tuple(of), tuple(of.values())
+        return struct.pack(f'<B{len(text)}sB{len(of)}H{len(of)}e', len(text), text, len(of), *tags, *logs)
+    return b''.join(one(name, of) for name,of in window.logs.items() if of)
+
+def _unpack_window(raw):
+    "As `_pack_window` wrote it; `ValueError`: it did not"
+    logs,at = {}, 0
+    try:
+        while at < len(raw):
+            name = raw[at+1:(n := at+1+raw[at])]
+            k = raw[n]
+            found = struct.unpack_from(f'<{k}H{k}e', raw, n+1)
+            logs[name.decode()],at = dict(zip(found[:k], found[k:])), n+1+4*k
+    except (struct.error, IndexError): raise ValueError('the window of a progress record is cut short') from None
+    return UnitWindow(logs)
 
 def unpack_progress(raw:bytes)->Progress:
     "Read a record's value; `ValueError`: it is none"
-    if len(raw or b'') != _PROGRESS.size or raw[:9] != bytes([_VERSION])+_MARK: raise ValueError(
+    if len(raw or b'') < _PROGRESS.size or raw[:9] != bytes([_VERSION])+_MARK: raise ValueError(
         f'a record of {len(raw or b"")} bytes with an empty key is no progress of a partition')
-    _,_,id,partitions,last,*rest = _PROGRESS.unpack(raw)
-    return Progress(TopicId(id, partitions), last+1, *rest)
+    _,_,id,partitions,last,*rest = _PROGRESS.unpack_from(raw)
+    return Progress(TopicId(id, partitions), last+1, *rest, window=_unpack_window(raw[_PROGRESS.size:]))
 
 # %% ../../nbs/stream/25_progress.ipynb #257b43ff
 class Start(NamedTuple):

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from ..data import parse
 from ..model.scorer import Beds, Scorer
+from ..rows.reference import unit_checks
 from ..rows.strict import BadMessage
 from ..settings import Worker
 from .batches import Undecodable
@@ -83,6 +84,7 @@ class Batch:
     counts:Counter = field(default_factory=Counter)
     absent:set = field(default_factory=set)      # Signals that no row carried
     partitions:list = field(default_factory=list) # That it has messages of
+    units:set = field(default_factory=set)       # (signal, its unit, another in which several patients' values fit)
     def states(self, patients): # Partition to `Patients`
         "The touched states as (partition, key, value), and behind those of a partition its progress"
         out = [(p, *patients[p].record(i)) for p,slots in self.touched.items() for i in sorted(slots)]
@@ -93,8 +95,8 @@ class Batch:
 
 # %% ../../nbs/stream/31_scoring.ipynb #c1f98b5e
 def _sort_messages(batch, signals, patients, messages, limit, silence_ms, grown, feed=None):
-    "The rows to score, as (message, `Parsed`, slot, reasons); the others go to `batch`"
-    rows = []
+    "The rows to score, as (message, `Parsed`, slot, reasons, columns of suspect units); the others go to `batch`"
+    rows,checks = [], unit_checks(signals)
     for m in messages:
         here = patients[m.partition]
         if not here.progress.take(m.offset, m.timestamp, silence_ms): batch.counts['repeated'] += 1; continue
@@ -105,6 +107,8 @@ def _sort_messages(batch, signals, patients, messages, limit, silence_ms, grown,
             batch.dead.append((m.partition, *dead_letter(m, str(e), limit)))
             batch.counts[f'dead.{e.slug}'] += 1
             continue
+        units = here.progress.window.take(row.patient_id, row.values, checks)
+        if units: batch.units |= {(signals[j].name, signals[j].unit, unit) for j,unit in units.items()}
         i = here.slot(row.patient_id)
         if m.offset <= here.offset[i]: batch.counts['repeated'] += 1; continue
         if here.progress.clock-here.clock[i] > silence_ms:
@@ -114,7 +118,7 @@ def _sort_messages(batch, signals, patients, messages, limit, silence_ms, grown,
         if np.isnan(row.time): _report_time(here, i, m, silence_ms, reasons)
         here.offset[i],here.clock[i],here.stamp[i] = m.offset, here.progress.clock, m.timestamp
         batch.touched.setdefault(m.partition, set()).add(i)
-        rows.append((m, row, i, reasons))
+        rows.append((m, row, i, reasons, units))
     return rows
 
 # %% ../../nbs/stream/31_scoring.ipynb #6be91c9a
@@ -130,6 +134,7 @@ def _forget(batch, here, m, limit):
     batch.dead.append((m.partition, *dead_letter(m, reason, limit)))
     batch.counts['forgotten'] += 1
     if len(id) > MAX_ID or id.encode() != m.key: return # no row has such an id
+    here.progress.window.forget(id)
     i = here.slot(id) # can replace the arrays, so it comes before they are read
     if m.offset <= here.offset[i]: return # done before
     i = _begin_anew(batch, here, m.partition, id)
@@ -173,13 +178,14 @@ def _score_rows(batch, scorer, patients, rows):
     "Score the rows of a batch with the states of their partitions, and add what follows to `batch`"
     raw,time = np.array([o.values for _,o,*_ in rows]), np.array([o.time for _,o,*_ in rows])
     batch.absent = {s for s,gone in zip(scorer.spec.signals, np.isnan(raw).all(0)) if gone}
-    slot,partition = np.array([i for *_,i,_ in rows]), np.array([m.partition for m,*_ in rows])
+    slot,partition = np.array([i for *_,i,_,_ in rows]), np.array([m.partition for m,*_ in rows])
+    suspect = np.array([[j in units for j in range(raw.shape[1])] for *_,units in rows]) if batch.units else None
     def beds(p):
         here,at = patients[p], np.flatnonzero(partition == p)
         return Beds(here.states, here.policy_states, slot[at], at)
-    o = scorer.score_rows(raw, time, [beds(p) for p in np.unique(partition)])
+    o = scorer.score_rows(raw, time, [beds(p) for p in np.unique(partition)], suspect)
     P,quality,alert,indeterminate = o.proba, o.quality, o.alert.tolist(), o.quality.indeterminate.tolist()
-    for r,(m,row,_,reasons) in enumerate(rows):
+    for r,(m,row,_,reasons,_) in enumerate(rows):
         value = output_message(m, row.patient_id, P[r], scorer, alert[r], indeterminate[r],
                                reasons+quality.reasons[r])
         batch.outputs.append((m.partition, row.patient_id.encode(), value))

@@ -173,6 +173,8 @@ def restore(
 )->tuple:                # (`Patients`, `Start`, counts)
     "A partition's patients from their records, and where it goes on; `PartitionsChanged`"
     start = place(records.progress, records.topic, first, end, committed)
+    window = start.progress.window
+    window.logs = {s:of for s,of in window.logs.items() if s in spec.signals} # of a model with others
     patients = Patients(spec, max(64, len(records.best)), start.progress)
     counts = Counter(unreadable=records.unreadable, stale=len(records.stale), made_again=start.made_again,
                      cut_short=start.cut_short, unanswered=first-start.lost[0] if start.lost else 0)
