@@ -190,17 +190,24 @@ WINDOW = 48 # patients
 _LOG = struct.Struct('<e') # as a record keeps it, to half a per cent
 @cache
 def unit_checks(signals:tuple)->tuple: # of `Signal`s
-    "(column, `Signal`, whether °F is converted, lowest and highest logarithm that is never suspect), where one can be"
+    "(column, signal, whether °F is converted, lowest and highest logarithm that is never suspect), where one can be"
     def limits(s):
         log,z = _scale(s.name)
         return np.interp([-_limit(WINDOW), _limit(WINDOW)], z, log).tolist()
-    return tuple((j, s, s.name == 'Temp', *limits(s)) for j,s in enumerate(signals) if _candidates(s))
+    return tuple((j, s.name, s.name == 'Temp', *limits(s)) for j,s in enumerate(signals) if _candidates(s))
+
+@lru_cache(1 << 12)
+def _half_log(x): return _LOG.unpack(_LOG.pack(math.log(x)))[0]
 
 @lru_cache(1 << 14)
-def _fits_better(signal, stays, low, high): # low, high: logarithms of the two middle values
-    return _would_fit(np.exp([low, high]), stays, signal, _candidates(signal))
+def _fits_better(name, stays, low, high): # low, high: logarithms of the two middle values
+    return _would_fit(np.exp([low, high]), stays, SIGNALS[name], _candidates(SIGNALS[name]))
+def _unit_of(name, logs):
+    middle,n = sorted(logs), len(logs)
+    return _fits_better(name, n, middle[(n-1)//2], middle[n//2])
 
 # %% ../../nbs/rows/12_reference.ipynb #f5333601
+_NOTHING = {} # one for all rows, which the garbage collector then need not follow
 @dataclass
 class UnitWindow:
     "The latest values of the last patients of a stream"
@@ -208,21 +215,24 @@ class UnitWindow:
     beyond:dict = field(default_factory=dict, compare=False) # Signal to how many of these may be suspect
     def take(self, patient_id:str, values, checks:tuple)->dict: # values: as they came; checks: `unit_checks`
         "Take in a row; column to the unit in which the patients' values of its signal would fit"
-        out,tag = {}, crc32(patient_id.encode()) & 0xffff
+        out,tag,beyond = _NOTHING, crc32(patient_id.encode()) & 0xffff, self.beyond
         for j,s,warm,lo,hi in checks:
             if not (x := values[j]) > 0: continue # NaN, too
-            if warm and 50 < x < 120: x = (x-32)*5/9 # as `clean` reads it
-            if unit := self._put(s, tag, _LOG.unpack(_LOG.pack(math.log(x)))[0], lo, hi): out[j] = unit
+            log = _half_log((x-32)*5/9 if warm and 50 < x < 120 else x) # as `clean` reads it
+            if (n := beyond.get(s)) is None: n = self._begin(s, lo, hi)
+            of = self.logs[s]
+            was = of.pop(tag, None)
+            if was is None and len(of) == WINDOW: was = of.pop(next(iter(of)))
+            of[tag] = log
+            if was is not None and not lo < was < hi: n = beyond[s] = n-1
+            if not lo < log < hi: n = beyond[s] = n+1
+            if 2*n < len(of) or len(of) < LEAST: continue # the median is within the limits
+            if unit := _unit_of(s, of.values()): out = out | {j:unit}
         return out
-    def _put(self, s, tag, log, lo, hi):
-        of = self.logs.setdefault(s.name, {})
-        if s.name not in self.beyond: self.beyond[s.name] = sum(not lo < o < hi for o in of.values())
-        gone = [of.pop(tag)] if tag in of else [of.pop(next(iter(of)))] if len(of) == WINDOW else []
-        of[tag],n = log, len(of)+1
-        self.beyond[s.name] += (not lo < log < hi)-sum(not lo < o < hi for o in gone)
-        if n < LEAST or 2*self.beyond[s.name] < n: return '' # so the median is within the limits
-        middle = sorted(of.values())
-        return _fits_better(s, n, middle[(n-1)//2], middle[n//2])
+    def _begin(self, s, lo, hi):
+        of = self.logs.setdefault(s, {})
+        self.beyond[s] = n = sum(not lo < o < hi for o in of.values())
+        return n
     def forget(self, patient_id:str):
         "Take out a patient's values"
         for name,of in self.logs.items():
