@@ -29,7 +29,7 @@ from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
 from .rows.times import MOST_HOURS, times
-from .rows.units import header_unit, to_canonical, unit_key
+from .rows.units import header_conversion, header_unit
 from .rows.wide import COLUMNS, described, in_utc
 
 # %% ../nbs/00_data.ipynb #705fb538
@@ -80,12 +80,11 @@ def _rename(df, columns, where):
 _OF_CODE = {c:s for s in SIGNALS.values() for c in own_codes(s)}
 def _in_unit(x, name, own, table): # x: Series; own: the column's name in the file
     "Values in the canonical unit if the header gives another, and notes; `ValueError` lists the units known"
-    unit,s = header_unit(own)[1], _OF_CODE[name]
-    if not unit or name != s.name and unit_key(unit) == unit_key('°F'): return x, []
-    there = f'{table.where} column {own}'
-    y = pd.Series(to_canonical(x.to_numpy(), s, unit, there), x.index)
+    s,there = _OF_CODE[name], f'{table.where} column {own}'
+    factor,zero = header_conversion(s, name, own, there)
+    y = (x-zero)*factor
     if y.equals(x): return x, []
-    said = f'{unit} to {s.unit}, as the header says'
+    said = f'{header_unit(own)[1]} to {s.unit}, as the header says'
     return y, [(f'unit of {s.name} converted', int(x.notna().sum()), 0, there, said)]
 
 # %% ../nbs/00_data.ipynb #12d66b15

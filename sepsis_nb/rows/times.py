@@ -41,7 +41,9 @@ def _number_times(x, col, table, how, zone):
                'write hours or a date' + (f', or {_declare(unit)}' if unit else ''))
         if x.dropna().between(*_DAYS).all(): refuse(
             x.notna(), col, table, 'may be a day number of a spreadsheet or hours', _declare('spreadsheet', 'hours'))
-    hours = x*_HOURS[how or 'hours']
+    if how and how not in _HOURS: refuse(
+        x.notna(), col, table, f'is a number and not {how}', 'correct time_as in the map')
+    hours = x*_HOURS.get(how or 'hours', 1)
     refuse(hours.abs() > MOST_HOURS, col, table, f'is more than {MOST_HOURS:g} hours if read as {how}',
            'write the time since admission, or a date')
     return hours.astype(float)

@@ -12,11 +12,12 @@ from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
-from ..rows.maps import SourceMap, load_map, name_key, places, unit_of
+from ..rows.maps import Column, SourceMap, load_map, name_key, places, unit_of
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, check_json, is_plain
 from ..rows.tables import Table, ids
-from ..rows.units import conversion
+from ..rows.times import times
+from ..rows.units import conversion, header_conversion, header_unit
 from ..rows.wide import unit_said
 
 # %% ../../nbs/stream/26_feed.ipynb #7d38ea4f
@@ -27,7 +28,8 @@ class MessageMap:
     name:str
     patient:str          # Key of the patient's id
     times:tuple          # Keys of the time; a message has one of them
-    hour:float           # Hours in one unit of a time that is a number
+    hour:float|None      # Hours in one unit of a time that is a number; None: times are written as `time_as` says
+    time_as:str
     zone:ZoneInfo|None   # Of times of day without an offset; None: UTC
     wide:dict            # Key to its signal, its rank among the keys of that, factor, zero, categories
     long:tuple           # Of (`TableMap`, code to `Column`)
@@ -66,8 +68,6 @@ def message_map(m:SourceMap)->MessageMap:
               and (t.signals or t.known or not (t.label or t.onset))]
     timed = [t for t in tables if t.time]
     how = _one([t.time_as for t in timed], 'times as', m)
-    if how not in _HOURS: raise ValueError(f"map {m.name}: time_as = '{how}' is for tables; a message has ISO 8601, or "
-                                           f"a number as {', '.join(filter(None, _HOURS))}")
     wide,spelt = _wide_keys(m, [t for t in tables if t.layout == 'wide'])
     long = tuple((t, places(t)) for t in tables if t.layout == 'long')
     patient = _one([t.patient or 'patient_id' for t in tables], 'the patient in', m)
@@ -77,7 +77,8 @@ def message_map(m:SourceMap)->MessageMap:
     spelt |= {name_key(k):k for k in keys}
     zone = _one([t.zone for t in timed], 'the zone', m)
     zone = ZoneInfo(zone) if zone else None
-    return MessageMap(m.name, patient, (*at, 'time'), _HOURS[how], zone, wide, long, frozenset((*keys, *wide)), spelt)
+    known = frozenset((*keys, *wide))
+    return MessageMap(m.name, patient, (*at, 'time'), _HOURS.get(how), how, zone, wide, long, known, spelt)
 
 def feed_of(name:str)->MessageMap|None: # name: of a map, or its file; '': none
     "As `message_map`, of the map that the settings name"
@@ -96,11 +97,18 @@ def _spelt(obj, feed):
 
 def _wide_key(key, feed):
     "As `feed.wide`, of a key in another spelling, perhaps with a unit; None: it means nothing"
-    if not isinstance(o := feed.spelt.get(name_key(key)), tuple): return
-    try: how = _how(key, o[0], f'map {feed.name}:')
+    o = feed.spelt.get(name_key(key))
+    own = _OWN.get(name_key(key)) if o is None and header_unit(key)[1] else None # as in a table without a map
+    if not (own or isinstance(o, tuple)): return
+    c,rank = (Column(*own), feed.wide[own[1]][1]) if own else o
+    try:
+        if own: how = header_conversion(SIGNALS[c.signal], c.name, key, key)
+        else: how = _how(key, c, f'map {feed.name}:')
     except ValueError as e: raise BadMessage(f'unknown-unit: {str(e)[:200]}') from None
-    feed.units[key] = o[0].signal, o[1]+.5, *how, o[0].values # the map's own spelling comes first
+    feed.units[key] = c.signal, rank+.5, *how, c.values # the map's own spelling comes first
     return feed.units[key]
+
+_OWN = {name_key(o):(s.name, o) for s in SIGNALS.values() for o in own_codes(s)}
 
 def _canonical(v, k, factor, zero, values):
     "A value of a message in the canonical unit; one that is no number stays, and `parse` refuses it"
@@ -140,8 +148,19 @@ def _who(v):
     try: return _id(v)
     except ValueError as e: raise BadMessage(f'bad-patient-id: {str(e)[:200]}') from None
 
+@lru_cache(1 << 16) # a written date takes 4 ms, and each measurement of a round has the same
+def _as_in_table(text, how, zone):
+    "A time that is written in another way as a table has it: hours, or ISO 8601 in UTC; `ValueError`: it is none"
+    t = times(pd.Series([text], name='it', dtype='str'), Table(pd.DataFrame(), 'message'), how, zone).iloc[0]
+    return None if pd.isna(t) else t.isoformat() if isinstance(t, datetime) else float(t)
+
 def _hour(v, feed):
     "A time by the map as `parse` takes it"
+    if feed.hour is None and type(v) in (str, float, int):
+        try: return _as_in_table(str(v), feed.time_as, feed.zone.key if feed.zone else '')
+        except ValueError as e:
+            raise BadMessage(f"bad-time: {str(e).removeprefix('message row 2 column it: ')[:200]}") from None
+    if feed.hour is None: return v
     if type(v) in (float, int): return v*feed.hour
     if not (feed.zone and isinstance(v, str)): return v
     try: t = datetime.fromisoformat(v)
