@@ -17,6 +17,7 @@ from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from PIL import Image
 from ..model.job import in_jupyterlab
+from .provenance import bare
 
 # %% ../../nbs/report/50_page.ipynb #55504041
 class Recorder:
@@ -75,6 +76,7 @@ def _for_reading(nb):
     "A copy of a notebook in the order and with the parts that a report shows"
     nb,above = deepcopy(nb),''
     for c in nb.cells:
+        if c.source.startswith('# Parameters\n'): c.source = re.sub('"(.*)"', lambda m: f'"{bare(m[1])}"', c.source)
         if c.cell_type == 'markdown': above = _plain(c.source)
         else: c.outputs = [o for o in c.get('outputs', []) if o.get('name') != 'stderr']
         for o in c.get('outputs', []):
