@@ -993,6 +993,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'sepsis_nb.report.cards.markdown_table': ( 'report/cards.html#markdown_table',
                                                                                    'sepsis_nb/report/cards.py'),
                                         'sepsis_nb.report.cards.model_card': ('report/cards.html#model_card', 'sepsis_nb/report/cards.py'),
+                                        'sepsis_nb.report.cards.published_table': ( 'report/cards.html#published_table',
+                                                                                    'sepsis_nb/report/cards.py'),
                                         'sepsis_nb.report.cards.tripod_table': ( 'report/cards.html#tripod_table',
                                                                                  'sepsis_nb/report/cards.py')},
             'sepsis_nb.report.flow': { 'sepsis_nb.report.flow._box': ('report/flow.html#_box', 'sepsis_nb/report/flow.py'),
