@@ -1018,6 +1018,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._for_reading': ('report/page.html#_for_reading', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._headings': ('report/page.html#_headings', 'sepsis_nb/report/page.py'),
+                                       'sepsis_nb.report.page._joined': ('report/page.html#_joined', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._plain': ('report/page.html#_plain', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._show_figure': ('report/page.html#_show_figure', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._tags': ('report/page.html#_tags', 'sepsis_nb/report/page.py'),

@@ -30,7 +30,7 @@ def tripod_table()->str: # `Html`
 PUBLISHED = pd.read_csv(files('sepsis_nb')/'report'/'published.csv', dtype=str) # of other systems
 def published_table(ours:dict)->str: # Where (`held out`, `external`) to `evaluate`; `Html`
     "Figures of this run and published ones of other systems, with their sources"
-    def row(where, m): return dict(ours=True, system='This run', patients=where, other='', source='',
+    def row(where, m): return dict(system='This run', patients=where, other='', source='',
                                    **{c:metric_text(m, c) for c in ('utility', 'auroc', 'auprc')})
     return render('published.html', rows=[*(row(k, m) for k,m in ours.items()), *PUBLISHED.to_dict('records')])
 

@@ -45,11 +45,24 @@ class Recorder:
 FIRST = 'verdict', 'provenance' # tags of cells that stand below the title, too
 READERS = 'clinician', 'statistician', 'auditor', 'engineer' # the cell of a heading is tagged `for-clinician`, …
 def _tags(c): return c.metadata.get('tags', [])
+def _joined(cells):
+    "Cells, those of code in a row that display nothing as one"
+    found = []
+    for c in cells:
+        silent = c.cell_type == 'code' and not c.outputs
+        if silent and found and found[-1].cell_type == 'code' and not found[-1].outputs:
+            found[-1].source += f'\n\n{c.source}'
+        else: found.append(c)
+    return found
+
 def _plain(markdown): return ' '.join(re.sub(r'[#*`>]|\]\([^)]*\)|\[', '', markdown).split())
 def framed(html, output=False): # output: of a cell
-    "Tables in a frame that scrolls; headings of an output without anchors, because those are the page's"
+    """Tables in a frame that scrolls, their cells told apart into text, which wraps, and figures, which do not; headings
+    of an output without anchors, because those are the page's"""
     frame = r'<div class="scroll" tabindex="0" role="region" aria-label="table">\g<0></div>'
     html = re.sub(r'<table\b.*?</table>', frame, html, flags=re.S)
+    html = re.sub(r'<td>(?=[^\d\s<–−-][^<]{12,}<)', '<td class="text">', html)
+    html = re.sub(r'<td>(?=[\d−][^<]{,32}<)', '<td class="figure">', html)
     return re.sub(r'(<h\d) id="[^"]*"|<a class="anchor-link".*?</a>', r'\1', html) if output else html
 
 # %% ../../nbs/report/50_page.ipynb #a8865021
@@ -83,7 +96,8 @@ def _for_reading(nb):
             if 'image/png' in o.get('data', {}): _show_figure(o, above)
     found = [deepcopy(next((c for c in nb.cells if t in _tags(c) and c.outputs), None)) for t in FIRST]
     for t,c in zip(FIRST, found):
-        if c: c.id = f'{t}-first'
+        if c: c.id,c.metadata['transient'] = f'{t}-first',dict(remove_source=True)
+    nb.cells = _joined(nb.cells)
     title,rest = re.match(r'((?:# .*\n?(?:\s*>.*\n?)*)?)((?s:.*))', nb.cells[0].source).groups()
     def markdown(text, **metadata): return nbformat.v4.new_markdown_cell(text, metadata=metadata)
     contents = [markdown('', tags=['contents']), *([markdown(rest.strip())] if rest.strip() else [])]
