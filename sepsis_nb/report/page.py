@@ -57,8 +57,8 @@ def _joined(cells):
 
 def _plain(markdown): return ' '.join(re.sub(r'[#*`>]|\]\([^)]*\)|\[', '', markdown).split())
 def framed(html, output=False): # output: of a cell
-    """Tables in a frame that scrolls, their cells told apart into text, which wraps, and figures, which do not; headings
-    of an output without anchors, because those are the page's"""
+    """Tables in a frame that scrolls, cells of text, which wrap, told from those of figures, which do not; headings of
+    an output without anchors, because those are the page's"""
     frame = r'<div class="scroll" tabindex="0" role="region" aria-label="table">\g<0></div>'
     html = re.sub(r'<table\b.*?</table>', frame, html, flags=re.S)
     html = re.sub(r'<td>(?=[^\d\s<–−-][^<]{12,}<)', '<td class="text">', html)
@@ -108,7 +108,7 @@ def _headings(nb):
     "The headings of a page but its title: dicts of id, level, text, and the readers to whom its cell is addressed"
     found = []
     for c in (c for c in nb.cells[1:] if c.cell_type == 'markdown'):
-        for level,id,text in re.findall(r'<h([12]) id="([^"]+)">(.*?)<a class="anchor', markdown2html(c.source)):
+        for level,id,text in re.findall(r'<h([123]) id="([^"]+)">(.*?)<a class="anchor', markdown2html(c.source)):
             readers = [o for o in READERS if f'for-{o}' in _tags(c)]
             found.append(dict(id=id, level=level, text=re.sub('<.*?>', '', text), readers=readers))
     return found

@@ -37,7 +37,8 @@ def alt_of(fig)->str: # From `new_figure` or `set_title`
 def set_alt(fig, *findings): # Sentences; empty ones are left out
     "Add what a figure shows to the text for readers who cannot see it"
     fig.findings = [*getattr(fig, 'findings', []), *filter(None, findings)]
-    fig._repr_mimebundle_ = lambda **kw: ({}, {'image/png':dict(alt=alt_of(fig))}) # beside IPython's own PNG
+    def of_png(): return dict(alt=alt_of(fig), width=round(100*fig.get_figwidth())) # whatever its dots per inch
+    fig._repr_mimebundle_ = lambda **kw: ({}, {'image/png':of_png()}) # beside IPython's own PNG
 
 # %% ../../nbs/report/30_plots.ipynb #029a5874
 def set_title(fig, title, note=''): # note: the small print; empty: none
