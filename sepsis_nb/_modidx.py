@@ -749,6 +749,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.prove.bench.latency': ('prove/bench.html#latency', 'sepsis_nb/prove/bench.py'),
                                        'sepsis_nb.prove.bench.log_models': ('prove/bench.html#log_models', 'sepsis_nb/prove/bench.py'),
                                        'sepsis_nb.prove.bench.monitor_rows': ('prove/bench.html#monitor_rows', 'sepsis_nb/prove/bench.py'),
+                                       'sepsis_nb.prove.bench.range_text': ('prove/bench.html#range_text', 'sepsis_nb/prove/bench.py'),
                                        'sepsis_nb.prove.bench.ratios_to': ('prove/bench.html#ratios_to', 'sepsis_nb/prove/bench.py'),
                                        'sepsis_nb.prove.bench.round_summary': ( 'prove/bench.html#round_summary',
                                                                                 'sepsis_nb/prove/bench.py'),
