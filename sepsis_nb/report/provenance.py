@@ -7,13 +7,12 @@ __all__ = ['MODEL_PACKAGES', 'STREAM_PACKAGES', 'commit_text', 'hardware_text', 
            'provenance']
 
 # %% ../../nbs/report/45_provenance.ipynb #c2f53fc2
-import ast, os, platform, psutil, re, shlex, subprocess
+import ast, os, platform, psutil, re, sepsis_nb, shlex, subprocess
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
-from .. import __version__
 from .text import render
 
 # %% ../../nbs/report/45_provenance.ipynb #56fc527b
@@ -22,7 +21,7 @@ def commit_text(home:Path|None=None)->str: # home: folder of the project; None: 
     home = Path(home or str(files('sepsis_nb').joinpath('..'))).resolve()
     def git(*args):
         return subprocess.run(['git', '-C', str(home), *args], capture_output=True, text=True).stdout.strip()
-    installed = f'none known, version {__version__}'
+    installed = f'none known, version {sepsis_nb.__version__}'
     try: commit = git('rev-parse', '--short=12', 'HEAD') if (home/'.git').exists() else ''
     except FileNotFoundError: return installed # no git on this machine
     if not commit: return installed
