@@ -1,9 +1,10 @@
 "The template of all reports: offline, verdict and contents first, on a phone, in the dark, figures with their text"
-import json, re, shutil, subprocess
+import inspect, json, re, shutil, subprocess
 from base64 import b64encode
 from io import BytesIO
 import matplotlib.pyplot as plt, nbformat, pandas as pd, pytest
 from conftest import ROOT
+from sepsis_nb.report import flow, plots, stay_plot
 from sepsis_nb.report.page import READERS, page_html
 from sepsis_nb.report.plots import new_figure, set_alt
 from sepsis_nb.report.provenance import provenance
@@ -58,6 +59,10 @@ def test_a_report_names_no_folder(page): assert '/home' not in page and 'x.zip' 
 def test_figures_say_what_they_show(page):
     assert set(re.findall(r'<img alt="([^"]*)"', page)) == {
         'Half of the stays are alerted. n = 2. AUROC 0.830 (0.820 to 0.840).'}
+
+def test_every_plot_tells_its_numbers():
+    found = {n:o for m in (plots, stay_plot, flow) for n,o in vars(m).items() if n.startswith('plot_')}
+    assert len(found) > 11 and not [n for n,o in found.items() if 'set_alt(' not in inspect.getsource(o)]
 
 @pytest.mark.parametrize('name', RUNS)
 def test_reports_have_their_parts(name):
