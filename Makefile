@@ -47,7 +47,7 @@ reports: $(VENV)/.ready
 	  -p kills 20 -p stops 3 -p broker_kills 5 -p rebalances 5 -p zombies 3 -p senders 2 -p deletions 2 -p hosts 2 \
 	  -p groups 1 -p growths 2 -p pause_s 3 -p soak_s 600 -p soak_rate 200 -p soak_longest_s 60 -p bound_s 45
 	@$(PROVE) nbs/prove/40_scale.ipynb reports/32_scale.ipynb -p quick False
-	@jupyter nbconvert --to html --no-input reports/3?_*.ipynb && rm reports/*.ipynb
+	@jupyter nbconvert --to sepsis reports/3?_*.ipynb && rm reports/*.ipynb
 
 sample: $(VENV)/.ready
 	@python -c "from sepsis_nb.data import build_sample; print(build_sample('$(DATA)'))"

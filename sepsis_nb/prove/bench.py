@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Sample', 'PROGRAMS', 'TREES', 'BASE', 'Contender', 'in_order', 'rows_per_s', 'cpu_us', 'latency', 'ratios_to',
-           'round_summary', 'monitor_rows', 'log_models', 'contenders', 'Benchmark', 'bytes_a_patient', 'count_answers',
-           'state_reads', 'scale_turn']
+           'round_summary', 'range_text', 'monitor_rows', 'log_models', 'contenders', 'Benchmark', 'bytes_a_patient',
+           'count_answers', 'state_reads', 'scale_turn']
 
 # %% ../../nbs/prove/20_bench.ipynb #83d7c58d
 import asyncio, numpy as np, pandas as pd, psutil, re, sys, time, tracemalloc, uuid
@@ -114,6 +114,11 @@ def ratios_to(df, what, base): # df: a row a contender and round, with columns o
 def round_summary(df): # from `ratios_to`
     "Median, min, max and number of rounds"
     return df.agg(['median', 'min', 'max', 'count']).T.rename(columns=dict(count='rounds'))
+
+def range_text(x, digits): # x: of the rounds
+    "Median, and in brackets the lowest and highest of several rounds"
+    low,m,high = (f'{v:,.{digits}f}' for v in x.quantile([0, .5, 1]))
+    return '–' if x.isna().all() else f'{m} ({low} to {high})' if x.count() > 1 else m
 
 # %% ../../nbs/prove/20_bench.ipynb #9147302e
 def monitor_rows(stays): # from `read('sample')`
@@ -259,7 +264,7 @@ def state_reads(text): # text: logs of workers
 # %% ../../nbs/prove/20_bench.ipynb #50729862
 def scale_turn(broker, df, n, workers, weigh=False, **env): # workers: how many; env: model and store
     """What workers do with the last `n` rows when the others have warmed them up: rows_s, cpu_us, broker_us, busy and
-    `count_answers`; `weigh`: bytes of a record on the broker and the reading of states, too"""
+    `count_answers`; `weigh`: bytes of a record on the broker, the reading of states and the start before it, too"""
     warm = len(df)-n
     with Contender(broker, partitions=workers, **env) as line:
         for _ in range(workers): line.start()
@@ -283,4 +288,5 @@ def scale_turn(broker, df, n, workers, weigh=False, **env): # workers: how many;
             p = line.start() # it reads the states again
             reads = line.until(lambda: state_reads(p.log.read_text()), 'reading of states')
             r['state_patients'],r['state_s'] = reads[-1]
+            r['start_s'] = time.time()-p.began # to the states; a worker that is alone is missed for as long
         return r

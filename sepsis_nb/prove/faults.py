@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'BAD', 'FAULTS', 'SAID', 'HOLD', 'arrivals', 'kill_worker', 'stop_worker', 'kill_broker', 'rebalance',
            'pause_worker', 'freeze_worker', 'pause_broker', 'Fault', 'plan_faults', 'ChaosRun', 'lives_from',
-           'differs_from_fold', 'judge', 'chaos', 'silence', 'resumed', 'caught_up']
+           'differs_from_fold', 'judge', 'chaos', 'silence', 'resumed', 'caught_up', 'loss_bound', 'fault_bounds']
 
 # %% ../../nbs/prove/31_faults.ipynb #8b79affd
 import logging, numpy as np, orjson, os, pandas as pd, signal, time
@@ -225,3 +225,16 @@ def by_kind(self:ChaosRun, rows=200): # rows: as for `caught_up`
                       for f,n in zip(self.faults, following)]).groupby('fault')
     found = pd.DataFrame(dict(done=o.size(), silence_median=o.silence.median()))
     return found.join(o.max().add_suffix('_longest')).round(1)
+
+# %% ../../nbs/prove/31_faults.ipynb #45f5fede
+def loss_bound(n:int, level=.95)->float: # n: faults without a loss; level: confidence
+    "The highest share of faults with a loss that `n` without one do not exclude; 1 for none"
+    return 1-(1-level)**(1/n) if n else 1.
+
+def fault_bounds(runs:list)->pd.DataFrame: # `ChaosRun`s; `ValueError` if one is not ok: its loss belongs to no fault
+    "By kind of fault: how many there were, losses, and the bound on the share with a loss, in words"
+    if not all(o.ok for o in runs): raise ValueError('a run is not ok: see its table')
+    n = Counter(f.kind for o in runs for f in o.faults).most_common()
+    kinds = pd.Index([k.replace('_', ' ') for k,_ in n], name='kind')
+    most = [f'at most {100*loss_bound(v):.0f} %' for _,v in n]
+    return pd.DataFrame({'faults':[v for _,v in n], 'with a loss':0, 'share with a loss, 95 %':most}, kinds)

@@ -9,7 +9,7 @@ __all__ = ['plot_stay']
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, textwrap
 from ..model.policy import Policy
 from ..model.utility import DT_EARLY, DT_LATE
-from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, plain_axes, set_title
+from .plots import BLACK, BLUE, GREEN, GREY, ORANGE, VERMILION, plain_axes, set_alt, set_title
 from .text import percent
 from ..rows.labels import feature_text
 from ..rows.onset import CHALLENGE_RULE, onset_of
@@ -101,6 +101,7 @@ def plot_stay(
     title = _stay_text(hour, risk, alert, label, kind, policy, rule)
     fig,axd = _stay_axes(title, signals.shape[1], why is not None)
     ax,onset = axd['risk'],_onset(hour, label, rule)
+    set_alt(fig, f'{len(hour)} hours; highest risk {percent(risk.max())} in hour {hour[risk.argmax()]:.0f}')
     _risk(ax, hour, risk, alert, policy)
     hidden = hour[indeterminate]
     if len(hidden): ax.plot(hidden, 0*hidden, '|', color=ORANGE, ms=9, mew=2, label='indeterminate')
