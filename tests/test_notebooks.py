@@ -4,7 +4,7 @@ from conftest import ROOT
 from nbclient import NotebookClient
 
 NBS = ROOT/'nbs'
-STUDIES = {'02_train.ipynb', 'original_study.ipynb'} # tests/test_train.py runs them as `sepsis train` does
+STUDIES = {'02_train.ipynb', 'original_study.ipynb', 'site.ipynb'} # tests/test_train.py runs them as commands do
 PAGES = {p.relative_to(NBS).as_posix() for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
 
 @pytest.mark.parametrize('page', sorted(PAGES-STUDIES))

@@ -137,7 +137,7 @@ def test_types():
     r = subprocess.run(cmd, cwd=ROOT, capture_output=True, text=True)
     assert not r.returncode, r.stdout[-3000:]
 
-@pytest.mark.parametrize('page', ['02_train', 'original_study'])
+@pytest.mark.parametrize('page', ['02_train', 'original_study', 'site'])
 def test_parameters_are_tagged(page):
     cells = nbformat.read(NBS/f'{page}.ipynb', 4).cells
     tagged = [c for c in cells if 'parameters' in c.metadata.get('tags', [])]
