@@ -25,7 +25,7 @@ demo: $(VENV)/.ready
 
 # Three tests at a time: most wait for processes. Threads that spin while they wait would take a core from the others.
 test: $(VENV)/.ready
-	@OMP_WAIT_POLICY=passive pytest -q -n 3 --dist worksteal
+	@OMP_WAIT_POLICY=passive pytest -q -n 3
 
 lab: $(VENV)/.ready
 	@umask 077; PYTHONPATH=.ci jupyter lab --ContentsManager.pre_save_hook=clean.pre_save \

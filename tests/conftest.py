@@ -11,6 +11,25 @@ ROOT = Path(__file__).resolve().parent.parent
 os.umask(0o077) # as the commands do, which `sepsis doctor` checks
 signal.signal(signal.SIGINT, signal.default_int_handler) # `nohup make test &` ignores it, and children inherit that
 
+# What takes longest, in this order, so that nothing long is left for one process at the end
+LONG = ('test_train.py', 'test_wheel.py', 'notebook[how_to', 'test_chaos.py::test_nothing_', 'notebook[prove/32_chaos',
+        'notebook[prove/20_bench', 'test_grow.py', 'notebook[prove/', 'test_model.py', 'test_security.py',
+        'notebook[0', 'test_operate.py', 'test_worker.py', 'test_producer.py', 'test_bytes.py', 'test_topics.py',
+        'notebook[stream/', 'notebook[model/', 'test_cli.py', 'test_broker.py', 'notebook[')
+ALONE = 'test_notebook[', 'test_chaos.py::test_nothing_', 'test_operate.py', 'test_worker.py', 'test_bytes.py'
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: next((n for n,o in enumerate(LONG) if o in item.nodeid), len(LONG)))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "Tests of a module share what they make, so they run in one process; those of `ALONE` in any"
+    from xdist.scheduler import LoadScopeScheduling
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid): return nodeid if any(o in nodeid for o in ALONE) else nodeid.split('::')[0]
+    config.option.loadscopereorder = False # as they are sorted
+    return Scheduler(config, log)
+
 @pytest.fixture(scope='session', autouse=True)
 def apart(tmp_path_factory):
     "A folder for everything that tests and notebooks write, named to them by the environment as an operator would"
