@@ -9,7 +9,7 @@ from sepsis_nb.report.page import READERS, page_html
 from sepsis_nb.report.plots import new_figure, set_alt
 from sepsis_nb.report.provenance import provenance
 
-nbf,RUNS = nbformat.v4, ('02_train', 'prove/21_benchmarks', 'prove/32_chaos', 'prove/40_scale')
+nbf,RUNS = nbformat.v4, ('02_train', 'site', 'prove/21_benchmarks', 'prove/32_chaos', 'prove/40_scale')
 OFFLINE = re.compile(r'<(?:script|iframe|link|object|embed)\b|\bsrc="(?!data:)|url\((?!["\']?data:)|@import')
 MADE = 'class="provenance"' # by this template
 

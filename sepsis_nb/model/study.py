@@ -20,7 +20,7 @@ from urllib.parse import quote
 from .contract import log_model, stay_marks
 from .gate import gate_record
 from .heldout import log_heldout
-from .job import Job
+from .job import Job, SiteJob
 from .kinds import KINDS, raw_risk
 from .metrics import METRICS, evaluate
 from .registry import at_store, log_gate, register
@@ -235,8 +235,9 @@ def is_synthetic(ids): return any(str(i).startswith('synthetic-') for i in ids) 
 SYNTHETIC = ' The rows are **synthetic**: these figures say nothing about patients.'
 
 # %% ../../nbs/model/70_study.ipynb #48bc06a5
-def repeat_command(job:Job)->str: # For a shell
+def repeat_command(job:Job|SiteJob)->str: # For a shell
     "The command that repeats a run"
-    plain = asdict(Job())
-    given = {k:v for k,v in asdict(job).items() if v != plain[k] and k not in _PLACES}
-    return ' '.join(['sepsis train', *(f'-p {k} {shlex.quote(str(v))}' for k,v in given.items())])
+    plain,site = asdict(type(job)()), isinstance(job, SiteJob)
+    given = {k:v for k,v in asdict(job).items() if v != plain[k] and k not in _PLACES and not (site and k == 'data')}
+    start = f'sepsis site {shlex.quote(job.data)}' if site else 'sepsis train'
+    return ' '.join([start, *(f'-p {k} {shlex.quote(str(v))}' for k,v in given.items())])

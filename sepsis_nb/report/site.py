@@ -8,7 +8,7 @@ __all__ = ['LEAST_STAYS', 'FAR', 'way_table', 'plot_ways', 'plot_learning', 'cov
 # %% ../../nbs/report/60_site.ipynb #6c4b8dd3
 import numpy as np, pandas as pd
 from ..model.metrics import METRICS
-from .plots import BLUE, GREY, new_figure, styles
+from .plots import BLUE, GREY, new_figure, set_alt, styles
 from .text import number_text, percent
 
 # %% ../../nbs/report/60_site.ipynb #20aa4e8d
@@ -41,6 +41,7 @@ def plot_ways(table:pd.DataFrame, bedside): # From `decision_table`; names of th
     ax.axvline(.5, color='black', lw=.8, ls=':')
     ax.set_yticks(range(len(t)), t.index)
     ax.set_xlabel('AUROC')
+    set_alt(fig, '; '.join(f'{o.Index} {o.value:.3f} ({o.lo:.3f} to {o.hi:.3f})' for o in t[::-1].itertuples()))
     return fig
 
 # %% ../../nbs/report/60_site.ipynb #71dfeb47
@@ -66,6 +67,9 @@ def plot_learning(curve:pd.DataFrame): # From `learning_curve`
         ax.set_xticks(sorted(curve.stays.unique()), [f'{n:,}' for n in sorted(curve.stays.unique())])
         ax.minorticks_off()
         ax.legend(fontsize=8, frameon=False)
+    last = curve.groupby('way', sort=False).tail(1)
+    set_alt(fig, '; '.join(f'{o.way} at {o.stays:,} stays: {o.metric} {o.difference:+.4f} ({o.lo:+.4f} to {o.hi:+.4f})'
+                           for o in last.itertuples()))
     return fig
 
 # %% ../../nbs/report/60_site.ipynb #a371b28c
