@@ -41,12 +41,15 @@ page: $(VENV)/.ready
 PROVE := papermill --cwd nbs/prove --no-progress-bar
 reports: $(VENV)/.ready
 	@test -f "$(DATA)" || { echo "Name set A of the Challenge 2019: make reports DATA=training_setA.zip"; exit 1; }
-	@SEPSIS_PATHS_REPORTS=reports sepsis train -p data "$(abspath $(DATA))" -p metrics_json reports/02_train.json
+	@SEPSIS_PATHS_REPORTS=reports sepsis train -p data "$(abspath $(DATA))" -p external sample-eicu \
+	  -p metrics_json reports/02_train.json
+	@SEPSIS_PATHS_REPORTS=reports sepsis site sample-eicu --retrain --home "$(abspath $(DATA))" -p metrics_json reports/33_site.json
 	@$(PROVE) nbs/prove/21_benchmarks.ipynb reports/30_benchmarks.ipynb -p quick False -p rounds 3 -p rows 30000
 	@$(PROVE) nbs/prove/32_chaos.ipynb reports/31_chaos.ipynb -p data "$(abspath $(DATA))" -p rows 150000 -p rate 500 \
 	  -p kills 20 -p stops 3 -p broker_kills 5 -p rebalances 5 -p zombies 3 -p senders 2 -p deletions 2 -p hosts 2 \
 	  -p groups 1 -p growths 2 -p pause_s 3 -p soak_s 600 -p soak_rate 200 -p soak_longest_s 60 -p bound_s 45
 	@$(PROVE) nbs/prove/40_scale.ipynb reports/32_scale.ipynb -p quick False
+	@mv reports/site.html reports/33_site.html
 	@jupyter nbconvert --to sepsis reports/3?_*.ipynb && rm reports/*.ipynb
 
 sample: $(VENV)/.ready
