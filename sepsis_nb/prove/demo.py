@@ -86,7 +86,8 @@ def demo(s, patients=200, data='sample', **job): # patients: to hold out and str
         create_topics(s.kafka, s.topics)
         say(f'{broker.text}\nTraining on {seen.patient_id.nunique():,} patients'
             f'{" (PhysioNet/CinC Challenge 2019, set A)" if data == "sample" else ""} ...')
-        job = dict(folds=3, models='LightGBM,RandomForest', external='sample-eicu') | job | dict(data=str(folder/'train.parquet'))
+        job = dict(folds=3, models='LightGBM,RandomForest', external='sample-eicu') | job
+        job |= dict(data=str(folder/'train.parquet'))
         _,html = run_training(job, replace(s, paths=replace(s.paths, reports=str(folder))))
         scorer = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
         policy = f'no alerts: {scorer.policy.why}' if scorer.policy.never else f'alert from {scorer.threshold:.3f}'
