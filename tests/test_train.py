@@ -271,6 +271,11 @@ def test_site(there, patient):
     for figures in out['ways'].values():
         value,lo,hi = figures['auroc']
         assert lo <= value <= hi
+    client = mlflow.MlflowClient(there.tracking_uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    run, = client.search_runs(experiments, "tags.site = 'eicu'")
+    kept = {o.path for o in client.list_artifacts(run.info.run_id)}
+    assert {'report.html', 'tables', 'figures'} <= kept
     taken = out['advice']['way']
     assert bool(taken) == bool(out['version']) and out['advice']['why'] in html
     if taken: assert load_scorer('models:/sepsis@eicu', tracking_uri=there.tracking_uri).version == out['version']
