@@ -3,11 +3,12 @@ import os, re, shutil, signal, socket, time
 from contextlib import suppress
 import orjson, psutil, pytest
 from kafka.admin import ConfigResource
-from sepsis_nb import cli, load_scorer
+from sepsis_nb import load_scorer
 from sepsis_nb.data import read
 from sepsis_nb.model.registry import at_store
 from sepsis_nb.prove.harness import SUPERVISED, Line
 from sepsis_nb.settings import load_settings
+from sepsis_nb.stream import doctor
 from sepsis_nb.stream.broker import Broker
 from sepsis_nb.stream.kafka import read_topic
 from sepsis_nb.stream.outputs import read_outputs
@@ -180,8 +181,8 @@ def test_the_alias_moves(store, rows, tmp_path):
         line.wait(200)
         move('2')
         line.wait_log(f'{champion} names version 2 of run')
-        doctor = cli._model(line.s)
-        assert re.search(r'scores with sepsis version 1 of run .* names another one now', doctor), doctor
+        found = doctor._model(line.s)
+        assert re.search(r'scores with sepsis version 1 of run .* names another one now', found), found
         p.children()[0].kill()
         line.wait_log(fits(1), 2) # what it had
         line.stop(p)
