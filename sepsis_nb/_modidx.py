@@ -1366,6 +1366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sepsis_nb.rows.onset.declared_rule': ('rows/onset.html#declared_rule', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.label_findings': ('rows/onset.html#label_findings', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.label_rows': ('rows/onset.html#label_rows', 'sepsis_nb/rows/onset.py'),
+                                      'sepsis_nb.rows.onset.of_one_stay': ('rows/onset.html#of_one_stay', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.onset_findings': ('rows/onset.html#onset_findings', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.onset_of': ('rows/onset.html#onset_of', 'sepsis_nb/rows/onset.py'),
                                       'sepsis_nb.rows.onset.rule_from_dict': ('rows/onset.html#rule_from_dict', 'sepsis_nb/rows/onset.py'),
