@@ -3,6 +3,7 @@ import ast, json, math
 from itertools import product
 import numpy as np, pandas as pd, pytest
 from conftest import ROOT
+from sepsis_nb.data import read_source
 from sepsis_nb.features import SPECS
 from sepsis_nb.model.compare import positives_by_fold
 from sepsis_nb.model.gate import gate, gate_record
@@ -88,6 +89,28 @@ def test_data_says_where_its_labels_contradict_their_rule(tmp_path):
     told = load_stays(str(tmp_path/'ward.csv'), SPECS['monitor4'], rule=LabelRule(6, 3))
     assert set(told.findings.finding) == {'unit assumed'}
     assert told.rule == LabelRule(6, 3) and told.digest == plain.digest
+
+ONSET = """
+[[table]]
+files = "rows.csv"
+patient = "id"
+time = "t"
+[[table]]
+files = "onset.csv"
+patient = "id"
+onset = "onset"
+"""
+@pytest.mark.parametrize('onset,label,finding', [
+    (2, [1, 1, 0, 0], 'stay of a patient whose onset is in another'),
+    (500, [0, 0, 1, 1], 'stay of a patient whose onset is in another'),
+    (-50, [1, 1, 0, 0], 'onset before the first row')])
+def test_an_onset_labels_one_stay_and_is_found_before_its_rows(tmp_path, onset, label, finding):
+    (tmp_path/'rows.csv').write_text('id,t,HR\n' + ''.join(f'a,{t},80\n' for t in (0, 2, 500, 502)))
+    (tmp_path/'onset.csv').write_text(f'id,onset\na,{onset}\n')
+    (tmp_path/'m.toml').write_text(ONSET)
+    source = read_source(tmp_path, map=str(tmp_path/'m.toml'))
+    assert source.df.label.tolist() == label
+    assert source.notes.set_index('finding').loc[finding, 'rows'] == 2
 
 def test_rules_of_any_type_are_refused_with_their_key():
     for key,value in product(('before_h', 'after_h', 'cut'), ('six', None, [], -1, math.nan, 10**9, 'End')):

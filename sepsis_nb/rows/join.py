@@ -13,9 +13,10 @@ from pathlib import Path
 from .events import UNREAD, read_long, text_blocks
 from .findings import noted
 from .maps import SourceMap, assign, built_in, missing, name_key
-from .onset import LabelRule, assumed_rule, check_onset, label_rows, onset_findings
+from .onset import LabelRule, assumed_rule, check_onset, label_rows, of_one_stay, onset_findings
 from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table, refuse_apart
+from .times import GAP_H
 from .wide import COLUMNS, read_wide
 
 # %% ../../nbs/rows/19_join.ipynb #febd71fa
@@ -136,6 +137,9 @@ def _by_onset(df, frame, rule, what):
     notes = note('onset of a patient without rows', lost, f'left out; {what} and the rows differ')
     notes += note('patient without a row of onset', unlisted, f'label 0; is it known? List each patient in {what}')
     at = hours(df.patient_id.map(onset) if len(onset) else pd.Series(np.nan, df.index))
+    at,other = of_one_stay(df.patient_id, hours(df.time), at)
+    notes += note('stay of a patient whose onset is in another', df.patient_id[other],
+                  f'label 0, as a silence of more than {GAP_H:g} h parts stays; give each an id of its own')
     label,keep = label_rows(hours(df.time), at, rule)
     notes += list(onset_findings(df.patient_id, hours(df.time), at, rule).itertuples(index=False, name=None))
     return df.assign(label=label)[keep].reset_index(drop=True), notes

@@ -17,6 +17,7 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 from .onset import LabelRule, rule_from_dict
 from .signals import SIGNALS, own_codes
+from .tables import MISSING
 from .units import header_unit
 
 # %% ../../nbs/rows/15_maps.ipynb #0b59d4f6
@@ -221,7 +222,7 @@ def places(t:TableMap)->dict:
 
 def unit_of(said, t)->str: # said: what the unit columns of an event hold, or None; t: `TableMap`
     "The unit that a row of a long table says; empty: none"
-    known = (t.units.get(o.strip(), o.strip()) for o in said if o)
+    known = (t.units.get(o, '' if o.casefold() in (*MISSING, '-') else o) for o in (o.strip() for o in said if o))
     return next((o for o in known if o), '')
 
 def name_key(name): return header_unit(str(name))[0].strip().casefold()

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['MOST_BEFORE', 'MOST_AFTER', 'CHALLENGE_RULE', 'ASSUMED', 'LabelRule', 'rule_to_dict', 'rule_from_dict', 'rule_text',
            'rules_differ', 'declare_rule', 'declared_rule', 'label_rows', 'check_onset', 'onset_findings',
-           'assumed_rule', 'onset_of', 'label_findings']
+           'of_one_stay', 'assumed_rule', 'onset_of', 'label_findings']
 
 # %% ../../nbs/rows/17_onset.ipynb #b6cc1a50
 import math, numpy as np, pandas as pd
 from dataclasses import asdict, dataclass, fields
+from .times import GAP_H
 
 # %% ../../nbs/rows/17_onset.ipynb #cd2b94f1
 MOST_BEFORE,MOST_AFTER = 168, 8760 # h: a week, a year; more is another unit
@@ -105,19 +106,36 @@ def check_onset(onset_h, where): # (n,) hours, one a stay; NaN: none
     if len(found) > 1 and np.isin(found, (-1, 0, 1)).all(): raise ValueError(
         f"{where}: onset is {' and '.join(f'{o:g}' for o in found)} alone: flags and no hours? Name them as `label` if "
         f'so, or write the time of onset, and {todo}')
+    if (flag := np.intersect1d(x, (-9, -99, -999, -9999))).size: raise ValueError(
+        f'{where}: onset is {flag[-1]:g}: hours before the start, or a code for no onset? {todo}, and leave out stays '
+        'that were septic when they began')
     if none > 1: raise ValueError(
         f'{where}: onset is -1 in {none} stays: an hour before the first, or no onset? {todo}')
 
 def onset_findings(who, time_h, onset_h, rule:LabelRule)->pd.DataFrame: # (n,) patient; others as of `label_rows`
     "What a reader should know of the labels that `label_rows` makes, as `rows.findings.findings`"
     label,stays_in = label_rows(time_h, onset_h, rule)
-    none = pd.Series(label != 1).groupby(np.asarray(who)).transform('all') & ~np.isnan(onset_h)
-    early = none & (np.asarray(onset_h) < pd.Series(time_h).groupby(np.asarray(who)).transform('min'))
+    stay = [np.asarray(who), np.isnan(onset_h)] # as `of_one_stay` leaves the onset
+    early = np.asarray(onset_h) < pd.Series(np.asarray(time_h, float)).groupby(stay).transform('min')
+    none = pd.Series(label != 1).groupby(stay).transform('all') & ~np.isnan(onset_h)
     return _found(who, [
         ('row after the stay is cut', ~stays_in, f'left out, since {rule_text(rule)}'),
         ('row without a time in a septic stay', np.isnan(label), 'the label is unknown; give each row a time'),
-        ('onset before the first row', early, 'no row is labelled 1; leave out stays that were septic when they began'),
+        ('onset before the first row', early, 'is it a code for no onset? Leave out stays that were septic when they began'),
         ('onset away from the rows', none & ~early, 'no row is labelled 1; check the clock of the onset')])
+
+# %% ../../nbs/rows/17_onset.ipynb #48941505
+def of_one_stay(
+    who, time_h, onset_h, # (n,) patient; others as of `label_rows`
+)->tuple:                 # (n,) hour of onset, NaN in other stays of the patient; (n,) bool: a row of such a stay
+    "The onset of a patient for the rows of the nearest stay alone"
+    d = pd.DataFrame(dict(who=np.asarray(who), t=np.asarray(time_h, float), o=np.asarray(onset_h, float)))
+    o = d.sort_values(['who', 't'], kind='stable')
+    d['stay'] = ((o.who != o.who.shift()) | (o.t.diff() > GAP_H)).cumsum()
+    t = d.groupby('stay').t
+    far = np.maximum(t.transform('min')-d.o, d.o-t.transform('max')).clip(lower=0)
+    other = (far > far.groupby(d.who).transform('min')).to_numpy()
+    return np.where(other, np.nan, d.o), other
 
 # %% ../../nbs/rows/17_onset.ipynb #713d811c
 ASSUMED = 'meaning of the label assumed'

@@ -57,11 +57,14 @@ fL: um3 um^3
 # %% ../../nbs/rows/11_units.ipynb #1f42c6a5
 _NOTE = re.compile(r'\s|\{(beats?|breaths?|cells?|counts?|#|ratio|INR|pH|fraction|vol|sat)\}', re.I) # says nothing more
 _POWER = re.compile(r'^[x×*]?(?:10)?(\*\*?|\^|e\+?|\()(0?\d+)\)?(?=[/umc])', re.I) # 10*3/uL, x10(3)/uL, E3/uL
+_SIGNS = str.maketrans('∕⁄−‐', '//--')
+_PER = re.compile(r'^(.*\S)[\s·⋅∙.*×]\s*([^\W\d]+)\s*(?:\^|\*\*)?-1$') # mmol L-1
 def _plain(text):
     "Without spaces and empty annotations, `u` for micro, one way to write powers; the case stays"
-    t = unicodedata.normalize('NFC', str(text)).replace('℃', '°C').replace('℉', '°F')
-    t = re.sub('[⁻⁰¹²³⁴-⁹]+', lambda o: '^'+unicodedata.normalize('NFKC', o[0]).replace('−', '-'), t)
-    t = re.sub('[µμ]', 'u', _NOTE.sub('', t).replace('º', '°')) # there are two signs for micro, U+00B5 and U+03BC
+    t = re.sub('[⁻⁰¹²³⁴-⁹]+', lambda o: '^'+o[0], re.sub('[º˚]', '°', str(text))) # while NFKC leaves them
+    t = unicodedata.normalize('NFKC', t).translate(_SIGNS) # full-width letters, ℃, ㎎
+    t = _NOTE.sub('', _PER.sub(r'\1/\2', t.strip()))
+    t = re.sub('[µμ]', 'u', t) # there are two signs for micro, U+00B5 and U+03BC
     t = _POWER.sub(lambda o: f'10^{int(o[2])}', t)
     return re.sub(r'(^|/)mc(?=(mol|g|l|kat)\b)', r'\1u', t, flags=re.I)
 

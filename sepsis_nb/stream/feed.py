@@ -6,7 +6,7 @@
 __all__ = ['MessageMap', 'message_map', 'feed_of', 'parse_mapped']
 
 # %% ../../nbs/stream/26_feed.ipynb #18bd9e03
-import orjson, pandas as pd
+import orjson, pandas as pd, re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -15,7 +15,7 @@ from ..data import Parsed, parse
 from ..rows.maps import Column, SourceMap, load_map, name_key, places, unit_of
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, check_json, is_plain
-from ..rows.tables import Table, ids
+from ..rows.tables import MISSING, Table, ids
 from ..rows.times import times
 from ..rows.units import conversion, header_conversion, header_unit
 from ..rows.wide import unit_said
@@ -27,7 +27,8 @@ class MessageMap:
     "A map for messages"
     name:str
     patient:str          # Key of the patient's id
-    times:tuple          # Keys of the time; a message has one of them
+    times:tuple          # Keys of the time; `time` is the last
+    clocks:tuple         # By rank: the key of time of the table that the key stands in; empty: any
     hour:float|None      # Hours in one unit of a time that is a number; None: times are written as `time_as` says
     time_as:str
     zone:ZoneInfo|None   # Of times of day without an offset; None: UTC
@@ -46,17 +47,20 @@ def _one(found, what, m):
 
 # %% ../../nbs/stream/26_feed.ipynb #6d8cdb64
 def _wide_keys(m, tables):
-    "Key to (signal, rank, factor, zero, categories), and for other spellings; `ValueError` if one means two signals"
-    out,spelt = {}, {}
-    for c in (c for t in tables for c in places(t).values()):
+    "Key to (signal, rank, factor, zero, categories), also for other spellings, and clocks; `ValueError`: two signals"
+    out,spelt,clocks = {}, {}, []
+    for t,c in ((o, c) for o in tables for c in places(o).values()):
         if (o := spelt.get(name_key(c.name))) and o[0].signal != c.signal: raise ValueError(
             f"map {m.name}: '{c.name}' means {o[0].signal} and {c.signal}; a message needs one meaning")
         spelt.setdefault(name_key(c.name), (c, len(out)))
-        out.setdefault(c.name, (c.signal, len(out), *_how(c.name, c, f'map {m.name}:'), c.values))
+        if c.name not in out:
+            out[c.name] = c.signal, len(out), *_how(c.name, c, f'map {m.name}:'), c.values
+            clocks.append(t.time)
+        elif clocks[out[c.name][1]] != t.time: clocks[out[c.name][1]] = '' # of two tables
     for s in SIGNALS.values(): # names of our own, in our spelling alone
         for o in own_codes(s):
             if name_key(o) not in spelt: out[o] = s.name, len(out), 1., 0., None
-    return out, spelt
+    return out, spelt, tuple(clocks+['']*(len(out)-len(clocks)))
 
 def _how(key, c, where):
     "(factor, zero) of a key, whose unit it says itself, or the map; `ValueError` if they differ"
@@ -68,7 +72,7 @@ def message_map(m:SourceMap)->MessageMap:
               and (t.signals or t.known or not (t.label or t.onset))]
     timed = [t for t in tables if t.time]
     how = _one([t.time_as for t in timed], 'times as', m)
-    wide,spelt = _wide_keys(m, [t for t in tables if t.layout == 'wide'])
+    wide,spelt,clocks = _wide_keys(m, [t for t in tables if t.layout == 'wide'])
     long = tuple((t, places(t)) for t in tables if t.layout == 'long')
     patient = _one([t.patient or 'patient_id' for t in tables], 'the patient in', m)
     at = tuple(dict.fromkeys(t.time for t in timed))
@@ -78,7 +82,7 @@ def message_map(m:SourceMap)->MessageMap:
     zone = _one([t.zone for t in timed], 'the zone', m)
     zone = ZoneInfo(zone) if zone else None
     known = frozenset((*keys, *wide))
-    return MessageMap(m.name, patient, (*at, 'time'), _HOURS.get(how), how, zone, wide, long, known, spelt)
+    return MessageMap(m.name, patient, (*at, 'time'), clocks, _HOURS.get(how), how, zone, wide, long, known, spelt)
 
 def feed_of(name:str)->MessageMap|None: # name: of a map, or its file; '': none
     "As `message_map`, of the map that the settings name"
@@ -116,19 +120,22 @@ def _canonical(v, k, factor, zero, values):
     if values is None: return (v-zero)*factor if type(v) in (float, int) else v
     word = str(v).lower() if type(v) is bool else str(v).strip()
     if word in values: return values[word]
+    if word.lower() in ('', *MISSING): return
     raise BadMessage(f"unknown-category: {k} is {word[:40]!r}, known are {', '.join(values)}")
 
 # %% ../../nbs/stream/26_feed.ipynb #c378ef63
+def _whole(text): return text[:-2] if text.endswith('.0') and text[:-2].isdigit() else text # 8541.0, as for a table
 def _measurement(obj, t, codes, feed):
     "(signal, value) of a message with one measurement"
     code = str(obj[t.code]).strip()
+    code = code if code in codes else _whole(code)
     if not (c := codes.get(code)): raise BadMessage(f'no-signal: {t.code} {code[:40]!r} is not in the map {feed.name}')
     for k,kept in t.only.items():
-        if k in obj and (v := '' if obj[k] is None else str(obj[k])) not in kept: raise BadMessage(
+        if k in obj and (v := _whole('' if obj[k] is None else str(obj[k]).strip())) not in kept: raise BadMessage(
             f"no-signal: {k} is {v[:40]!r}, not {' or '.join(kept)}")
     v = obj.get(t.value) if c.value is None else c.value
     if c.values or c.value is not None: return c.signal, _canonical(v, t.value, 1., 0., c.values)
-    said = tuple(str(obj.get(u) or '') for u in t.unit)
+    said = tuple(_whole(str('' if obj.get(u) is None else obj[u]).strip()) for u in t.unit)
     if (how := feed.units.get((code, said))) is None:
         try: how = conversion(SIGNALS[c.signal], unit_of(said, t) or c.unit, code)
         except ValueError as e: raise BadMessage(f'unknown-unit: {str(e)[:200]}') from None
@@ -143,6 +150,7 @@ def _id(text):
 
 def _who(v):
     "As `_id`, of a message; what is no text or whole number stays, and `parse` refuses it"
+    if type(v) is float and v.is_integer() and abs(v) < 2**53: v = int(v) # as a column of them
     if type(v) is int: v = str(v)
     if not isinstance(v, str) or not v: return v
     try: return _id(v)
@@ -154,9 +162,10 @@ def _as_in_table(text, how, zone):
     t = times(pd.Series([text], name='it', dtype='str'), Table(pd.DataFrame(), 'message'), how, zone).iloc[0]
     return None if pd.isna(t) else t.isoformat() if isinstance(t, datetime) else float(t)
 
+_ODD = re.compile(r'[T ]24:00|:59:60|W') # 24:00 and a leap second, which a table has; a week, which it has not
 def _hour(v, feed):
     "A time by the map as `parse` takes it"
-    if feed.hour is None and type(v) in (str, float, int):
+    if feed.hour is None and type(v) in (str, float, int) or type(v) is str and _ODD.search(v):
         try: return _as_in_table(str(v), feed.time_as, feed.zone.key if feed.zone else '')
         except ValueError as e:
             raise BadMessage(f"bad-time: {str(e).removeprefix('message row 2 column it: ')[:200]}") from None
@@ -172,6 +181,18 @@ def _hour(v, feed):
         'as summer time begins or ends; send UTC, or an offset')
     return one.isoformat()
 
+def _at(obj, own, feed): # own: keys of time of its tables
+    "The time of a message, None: it has none; `BadMessage` if it is of another table, or there are two"
+    have = {k:v for k in feed.times if (v := obj.get(k)) is not None}
+    if not have: return
+    lost = next((k for k in own if k not in have and (k in obj or have.keys() != {'time'})), None)
+    if lost: raise BadMessage(
+        f'bad-time: the values are of the time {lost}, which is empty, not of {next(iter(have))}; send it')
+    at = [have[k] for k in have if k in own] or [v for k,v in have.items() if k != 'time'] or [have['time']]
+    if any(v != at[0] for v in at): raise BadMessage(
+        f"bad-time: {' and '.join(k for k in have if k != 'time')} differ; send the values of each alone")
+    return at[0]
+
 def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw, signals: as for `parse`
     "One message by a map as a row; `BadMessage` says why it cannot be used"
     try: obj = orjson.loads(raw) if raw is not None else None
@@ -182,16 +203,19 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
     who = obj.get(feed.patient, obj.get('patient_id'))
     if who is None: raise BadMessage(f"no-patient-id: no {feed.patient} among the keys {', '.join(obj)[:200]}")
     out = {'patient_id':_who(who)}
-    if (at := next((v for k in feed.times if (v := obj.get(k)) is not None), None)) is not None:
-        out['time'] = _hour(at, feed)
+    own = set() # keys of time of the tables that the message is of
     for t,codes in feed.long:
-        if t.code in obj: out |= [_measurement(obj, t, codes, feed)]
+        if t.code in obj:
+            out |= [_measurement(obj, t, codes, feed)]
+            own.add(t.time)
     for key,v in obj.items():
         if not (o := feed.wide.get(key) or feed.units.get(key) or _wide_key(key, feed)): continue
         s,rank,*how = o
+        if v is not None: own.add(feed.clocks[int(rank)])
         if v is None: out.setdefault(s, None)
         elif rank == out.get((s, 'rank')): raise BadMessage(f'duplicate-name: {key} stands in two spellings')
         elif rank <= out.get((s, 'rank'), rank): out[s],out[s,'rank'] = _canonical(v, key, *how), rank
+    if (at := _at(obj, own-{''}, feed)) is not None: out['time'] = _hour(at, feed)
     if len(out) < 3 and not out.keys() & SIGNALS.keys(): raise BadMessage(
         f"no-signal: no signal of the map {feed.name} among the keys {', '.join(obj)[:200]}")
     return parse(orjson.dumps({k:v for k,v in out.items() if type(k) is str}), signals)
