@@ -116,11 +116,20 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
+def _suspect_units(df, own, where): # own: name to the column's in the file
+    "Notes of units that were given and are unlike; `ValueError` for a column that would fit in another unit"
+    who,notes = pd.factorize(df.patient_id)[0], []
+    for c in (c for c in df if c in SIGNALS):
+        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, header_unit(own[c])[1])
+        if said: notes.append((f'unit of {c} suspect', int(df[c].notna().sum()), 0, f'{where} column {own[c]}', said))
+    return notes
+
 def _read_rows(path, columns):
     df,notes = tidy(table := read_table(path), columns)
     if path == SAMPLE: return df, notes
     if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
-    return df, notes
+    own = {(columns or {}).get(c) or _column(c):c for c in table.df}
+    return df, notes+_suspect_units(df, own, table.where)
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
@@ -146,7 +155,7 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
         log.debug('stays cannot be joined, parsing each path=%s', path)
         parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
         df,notes = pd.concat([df for df,_ in parts], ignore_index=True), [n for _,more in parts for n in more]
-    return df, notes
+    return df, notes+_suspect_units(df, {c:c for c in df}, path)
 
 # %% ../nbs/00_data.ipynb #ed87f3b1
 def _stacked(parts, where): # parts: [(frame, notes)]
@@ -306,10 +315,7 @@ def _own_columns(path, df, columns): # df: what was read of it
 def _in_known_units(source:Source)->Source:
     "The same with findings for columns unlike the unit that was said; `ValueError` if none was, and another would fit"
     df,notes,stays = source.df, [], pd.factorize(source.df.patient_id)[0]
-    told = source.columns.query("signal != '' and values > 0")
-    if not source.map: # whatever a layout says; a monitor's names are not canonical, and have one unit
-        told = told.assign(given=[bool(header_unit(o)[1]) for o in told.column])[told.signal.isin(df.columns)]
-    told = told.sort_values('given', kind='stable') # unsaid ones first
+    told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable') # unsaid ones first
     for o in told.drop_duplicates('signal').itertuples():
         x = df[o.signal].to_numpy(float)
         said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.unit if o.given else '')
@@ -335,7 +341,6 @@ def read_source(
         df,notes,told = _read_own(given, columns)
         df.attrs.pop('utc', None)
         source = Source(df, told, CHALLENGE_RULE, noted(notes))
-        if {str(p) for p in given} != {'sample'}: source = _in_known_units(source)
     left = [o for p in given for o in unread(Path(p).expanduser())]
     said = 'files of another kind', 0, 0, ', '.join(left[:8]), 'not read; save them as CSV or parquet if they hold rows'
     return replace(source, notes=pd.concat([source.notes, noted([said])], ignore_index=True)) if left else source

@@ -1,6 +1,6 @@
 "Long tables as exports have them: ids and codes as floats, gaps, values that contradict each other"
 import numpy as np, pandas as pd, pytest
-from sepsis_nb.data import read, read_source
+from sepsis_nb.data import read_source
 from sepsis_nb.rows.draft import draft_map
 from sepsis_nb.rows.maps import parse_map
 from sepsis_nb.rows.tables import parse_table
@@ -128,46 +128,3 @@ def test_patient_without_onset_row_is_counted(tmp_path):
 @pytest.mark.parametrize('rows', ['1,1\n2,0\n3,0\n', '1,2.5\n2,-1\n3,-1\n'])
 def test_flags_are_no_onset(tmp_path, rows):
     with pytest.raises(ValueError, match='o.csv: onset is .*leave it empty'): onsets(tmp_path, rows)
-
-LONG = '''name = "w"
-[[table]]
-layout = "long"
-files = "**"
-patient = "id"
-time = "t"
-code = "c"
-value = "v"
-[table.signals]
-HR = "hr"
-'''
-def events(ids=('1', '1', '2'), times=(0., 1., 2.)):
-    return pd.DataFrame(dict(id=ids, t=times, c='hr', v=[80., 90., 100.]))
-
-@pytest.fixture
-def hr_map(tmp_path):
-    (tmp_path/'w.toml').write_text(LONG)
-    return tmp_path/'w.toml'
-
-def test_a_patient_of_two_folders_is_refused(tmp_path, hr_map):
-    "As in wide tables: nobody can tell whether they are the same"
-    for k in 'ab':
-        (tmp_path/'set'/k).mkdir(parents=True)
-        events().to_parquet(tmp_path/f'set/{k}/x.parquet')
-    with pytest.raises(ValueError, match='a/x.parquet and b/x.parquet both have the patient 1'):
-        read(tmp_path/'set', map=hr_map)
-
-@pytest.mark.parametrize('unit', ['ns', 'us', 'ms', 's'])
-@pytest.mark.parametrize('zone', ['', 'UTC', 'Europe/Berlin'])
-def test_times_of_every_precision(tmp_path, hr_map, unit, zone):
-    "pandas writes nanoseconds, with a zone or without"
-    t = pd.Series(pd.to_datetime(['2025-01-31 10:00', '2025-01-31 11:00', '2025-01-31 10:30'])).dt.as_unit(unit)
-    if zone: t = t.dt.tz_localize(zone)
-    events(times=t).to_parquet(tmp_path/'x.parquet')
-    got = read(tmp_path/'x.parquet', map=hr_map).time
-    want = (t.dt.tz_convert('UTC').dt.tz_localize(None) if zone else t).astype('datetime64[us]')
-    assert got.tolist() == want.tolist()
-
-@pytest.mark.parametrize('kind,least', [('float32', 2**24), ('float64', 2**53)])
-def test_ids_that_a_float_cannot_hold(tmp_path, hr_map, kind, least):
-    events(ids=np.array([least, 1, 2], kind)).to_parquet(tmp_path/'x.parquet')
-    with pytest.raises(ValueError, match='no whole number that is exact'): read(tmp_path/'x.parquet', map=hr_map)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from .cells import Cells
 from .maps import TableMap, name_key, places, unit_of
 from .signals import SIGNALS
-from .tables import Table, ending, ids, numbers, parse_table, read_table, refuse, refuse_apart
+from .tables import Table, ending, ids, numbers, parse_table, read_table, refuse
 from .times import times
 from .units import conversion
 from .wide import Part, category, described, in_utc
@@ -99,15 +99,13 @@ def _expressions(path, t):
     for k in (k for k in ('patient', 'person') if k in at):
         c = _column(at[k])
         if real(of(k)):
-            most = 2**24 if of(k) == pa.float32() else 2**53
-            odd.append(f'NOT isnan({c}) AND ({c} <> trunc({c}) OR abs({c}) >= {most})')
+            odd.append(f'NOT isnan({c}) AND ({c} <> trunc({c}) OR abs({c}) >= {2**53})')
             c = f'CASE WHEN NOT isnan({c}) THEN {c} END'
         if whole(of(k)) or real(of(k)): out[k] = f'CAST({c} AS BIGINT)'
     if odd: out['odd'] = ' OR '.join(f'coalesce({o}, false)' for o in odd)
     if 'time' in at and (o := of('time')) != pa.string():
         c = _column(at['time'])
-        if kind.is_timestamp(o) or kind.is_date(o): # the engine counts microseconds of no time with a zone in ns
-            out['time'] = f'epoch_us(CAST({c} AS TIMESTAMPTZ))' if getattr(o, 'tz', None) else f'epoch_us({c})'
+        if kind.is_timestamp(o) or kind.is_date(o): out['time'] = f'epoch_us({c})'
         elif kind.is_duration(o): out['time'] = f'{c}/{_DURATION[o.unit]}'
         elif whole(o) or kind.is_floating(o): out['time'] = f'CAST({c} AS DOUBLE)'
     dated = 'time' in at and (kind.is_timestamp(of('time')) or kind.is_date(of('time')))
@@ -153,7 +151,7 @@ class Events:
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
         given = [(f'only{i}', v) for i,v in enumerate(t.only.values()) if f'only{i}' in columns]
         def any_of(v): return ', '.join(_sql(o) for x in v for o in (x, x+'.0'*x.isdigit()))
-        only = [f"trim(coalesce({k}, '')) IN ({any_of(v)})" for k,v in given]
+        only = [f"coalesce({k}, '') IN ({any_of(v)})" for k,v in given]
         self.kept = ' AND '.join(only) or 'true'
         if 'odd' in columns: self.find('odd', 'the id is no whole number that is exact; export the ids as text')
     def scan(self, files=None): # files: of `self.origin`; None: all
@@ -369,17 +367,6 @@ def portions(self:Events, most): # most: events
         self.put('portion', part[['patient']])
         yield sorted({f for fs in part.files for f in fs}), ' AND patient IN (SELECT patient FROM portion)'
 
-@patch
-def check_apart(self:Events):
-    "`ValueError` for a patient in files of two folders"
-    if len({p.parent for p in self.origin.values()}) < 2: return
-    folders = [(k, str(p.parent)) for k,p in self.origin.items()]
-    self.put('folders', pd.DataFrame(folders, columns=['filename', 'folder']))
-    two = self.ask('SELECT patient, arg_min(filename, folder), arg_max(filename, folder) '
-                   f'FROM {self.scan()} JOIN folders USING (filename) WHERE patient IS NOT NULL '
-                   'GROUP BY patient HAVING count(DISTINCT folder) > 1 ORDER BY patient LIMIT 1')
-    for who,*files in two: refuse_apart(who, *(self.origin[f] for f in files))
-
 UNREAD = 'long table of no known code'
 def _unread(where, told, notes):
     "The rest of the note that a table has no known code"
@@ -398,7 +385,6 @@ def read_long(
     "Rows of a long table, one of no known code has none; `ValueError` names file, row and code"
     with TemporaryDirectory() as folder:
         ev = Events(paths, t, folder, memory_gb)
-        ev.check_apart()
         told,read,notes = ev.survey()
         if not read:
             yield Part(pd.DataFrame(), told, [*notes, (UNREAD, *_unread(ev.where, told, notes))])

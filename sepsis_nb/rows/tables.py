@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'refuse_apart', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member',
-           'check_size', 'members', 'unread', 'read_table']
+           'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
+           'members', 'unread', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
 import zipfile, zlib
 from collections.abc import Callable
-from os.path import commonpath
 from pathlib import Path
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
@@ -287,20 +286,13 @@ def _check_ids(a, col, table):
         long, 'has zeros alone beyond 15 digits, as a spreadsheet leaves them', 'export the ids as text')
 
 # %% ../../nbs/rows/13_tables.ipynb #1e1779c1
-def refuse_apart(patient, a, b): # a, b: paths of two files
-    "`ValueError` for one patient in files of two folders, or in two files that are named after patients"
-    a,b = (o.relative_to(commonpath((a, b))).as_posix() for o in (a, b))
-    raise ValueError(f'{a} and {b} both have the patient {patient}; give each stay a name of its own, '
-                     'or put the files of one source into one folder')
-
 def ids(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under the name for messages
     "A column as text ids, trimmed, NFC; `ValueError` names the first that is none, or is damaged"
     odd = np.full(len(col), True) if col.dtype.kind in 'bmM' else []
     if col.dtype == object: odd = [not isinstance(v, (str, int, float)) and v is not None for v in col]
     refuse(odd, col, table, 'is no text or whole number', 'export the ids as text')
     if col.dtype.kind == 'f':
-        most = 2**(np.finfo(col.dtype).nmant+1) # 2^53, or 2^24 and 2^11 of shorter floats
-        refuse(col.notna() & ((col % 1 != 0) | (col.abs() >= most)), col, table, 'is no whole number that is exact',
+        refuse(col.notna() & ((col % 1 != 0) | (col.abs() >= 2**53)), col, table, 'is no whole number that is exact',
                'export the ids as text')
     text = (col.astype('Int64') if col.dtype.kind == 'f' else col).astype('str').where(col.notna())
     a = pa.array(text, pa.large_string())
