@@ -139,7 +139,14 @@ def test_units_that_nobody_says(ward, caplog):
         read(ward(rows('Glucose', *[5.5, 5.6, 5.7]*9)))
     assert read(ward(rows('Glucose', *[100, 101, 102]*9))).Glucose[0] == 100
     with caplog.at_level(logging.WARNING): read(ward(rows('Glucose [mg/dL]', *[5.5, 5.6, 5.7]*9)))
-    assert 'unit of Glucose suspect, rows=27' in caplog.text
+    assert 'values unlike their unit, rows=27 stays=27, first ward.csv column Glucose' in caplog.text
+
+def test_units_over_files(ward, tmp_path):
+    head,more = 'patient_id,ICULOS,HR,Glucose\n', [5.5, 5.6, 5.7]
+    for k in range(40): ward(head+''.join(f'p{k},{h},80,{v}\n' for h,v in enumerate(more)), f'set/p{k}.csv')
+    with pytest.raises(ValueError, match='column Glucose: median 5.6 is unlike mg/dL'): read(tmp_path/'set')
+    with pytest.raises(ValueError, match='column Glucose: median 5.6 is unlike mg/dL'):
+        read(sorted((tmp_path/'set').iterdir()))
 
 def test_two_separators():
     assert list(parse_table(b'id;Temp, body;HR\n7;37;80\n', 'f.csv').df) == ['id', 'Temp, body', 'HR']
