@@ -349,10 +349,9 @@ def read_source(
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"
     if not (map and paths): return ''
-    given = [p.strip() for p in paths.split(',')]
+    others = [Path(p).expanduser() for o in paths.split(',') if (p := o.strip()) not in ('sample', _EICU)]
     with TemporaryDirectory() as folder:
-        others = [p for p in given if p not in ('sample', _EICU)]
-        found = [p for path in others for p in _files(Path(path).expanduser(), folder, True)]
+        found = [p for path in others for p in _files(path, folder, True)]
         heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS}
     return map if assign(load_map(map), heads)[0] else ''
 

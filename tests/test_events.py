@@ -177,3 +177,13 @@ def test_patient_in_long_tables_of_two_folders(tmp_path, how):
     assert got().patient_id.nunique() == 4
     put('b', ['3', '3', '2'])
     with pytest.raises(ValueError, match=f'a/e.{how} and b/e.{how} both have the patient 2; give'): got()
+
+@pytest.mark.parametrize('how', ['csv', 'parquet'])
+def test_file_without_rows_is_counted(tmp_path, how):
+    (tmp_path/'ward.toml').write_text(LABS.replace('b.csv', f'*.{how}')+'[table.signals]\nHR = "hr"\n')
+    (tmp_path/'set').mkdir()
+    for name,df in (('a', LONG), ('b', LONG[:0])):
+        path = tmp_path/'set'/f'{name}.{how}'
+        df.to_csv(path, index=False) if how == 'csv' else df.to_parquet(path)
+    s = read_source(tmp_path/'set', map=tmp_path/'ward.toml')
+    assert len(s.df) == 3 and s.notes.set_index('finding')['first']['file without rows'] == f'b.{how}'

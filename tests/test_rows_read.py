@@ -485,6 +485,11 @@ def test_ids_of_the_whole_file(ward):
     assert found.rows['ids that are alike'] == 3 and found.stays['ids that are alike'] == 2
     assert members(ward('x').parent) != []
 
+@pytest.mark.parametrize('other', ['\uff10\uff10\uff17', '\u0660\u0660\u0667', 'A\xa01'])
+def test_ids_in_other_digits_are_a_finding(ward, other):
+    text = f'patient_id,ICULOS,HR\n007,1,80\nA1,1,80\n{other},1,80\n'
+    assert findings(read(ward(text))).set_index('finding').rows['ids that are alike'] == 2
+
 SMALL = 'id,HR,note\n007,80,ok\n007,81.5,"calm, warm"\n8,,x y\n8,120,9.25\n'
 WHOLE_ROWS = parse_table(SMALL.encode(), 'f.csv').df
 def rows_of(text):

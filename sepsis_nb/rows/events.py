@@ -165,6 +165,9 @@ class Events:
             names = parquet.read_schema(staged[0][0]).names
             columns,self.dated = {k:_column(k) for k in names}, ''
         self.where = paths[0].name + (f' and {len(paths)-1} more' if len(paths) > 1 else '')
+        empty = [p.name for f,p in self.origin.items() if not parquet.read_metadata(f).num_rows]
+        if len(empty) < len(self.origin): self.notes += [
+            ('file without rows', 0, 0, ', '.join(empty[:8]), 'nothing is read of it; export it again')]*bool(empty)
         self.has,self.units = set(columns), [k for k in columns if k.startswith('unit')]
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
         given = [(f'only{i}', v) for i,v in enumerate(t.only.values()) if f'only{i}' in columns]
