@@ -116,12 +116,14 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
-def _suspect_units(df, own, where): # own: name to the column's in the file
-    "Notes of units that were given and are unlike; `ValueError` for a column that would fit in another unit"
-    who,notes = pd.factorize(df.patient_id)[0], []
-    for c in (c for c in df if c in SIGNALS):
-        said = check_units(df[c].to_numpy(), SIGNALS[c], where, own[c], who, header_unit(own[c])[1])
-        if said: notes.append((f'unit of {c} suspect', int(df[c].notna().sum()), 0, f'{where} column {own[c]}', said))
+def _unit_notes(df, said): # said: signal to its file, column and the unit said; '': none
+    "Notes of signals unlike the unit that was said; `ValueError` if none was, and another would fit"
+    (who,_),notes = pd.factorize(df.patient_id), []
+    for s,(file,column,unit) in said.items():
+        x = df[s].to_numpy(float)
+        advice,known = check_units(x, SIGNALS[s], file, column, who, unit), ~np.isnan(x)
+        notes += [('values unlike their unit', int(known.sum()), len(np.unique(who[known])),
+                   f'{file} column {column}', advice)]*bool(advice)
     return notes
 
 def _read_rows(path, columns):
@@ -129,7 +131,8 @@ def _read_rows(path, columns):
     if path == SAMPLE: return df, notes
     if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
     own = {(columns or {}).get(c) or _column(c):c for c in table.df}
-    return df, notes+_suspect_units(df, own, table.where)
+    _unit_notes(df, {c:(table.where, own[c], header_unit(own[c])[1]) for c in df if c in SIGNALS}) # one file may differ
+    return df, notes
 
 # %% ../nbs/00_data.ipynb #c8647368
 def _check_stems(stays, path):
@@ -155,7 +158,7 @@ def _read_stays(stays, path): # stays: [`Member`]; path: where they were found, 
         log.debug('stays cannot be joined, parsing each path=%s', path)
         parts = [_read_stay(raw, o) for raw,o in zip(raws, stays)]
         df,notes = pd.concat([df for df,_ in parts], ignore_index=True), [n for _,more in parts for n in more]
-    return df, notes+_suspect_units(df, {c:c for c in df}, path)
+    return df, notes
 
 # %% ../nbs/00_data.ipynb #ed87f3b1
 def _stacked(parts, where): # parts: [(frame, notes)]
@@ -243,7 +246,10 @@ def _read_own(given, columns):
     _check_sets(given, parts)
     told = [o for p,(df,_) in zip(given, parts) for o in _own_columns(p, df, columns)]
     (df,notes),told = _stacked(parts, ', '.join(map(str, given))), pd.DataFrame(told, columns=COLUMNS)
-    return df, notes+_assumed(told), told
+    mine = [(o.signal, (o.file, o.column, header_unit(o.column)[1])) for o in told.itertuples()
+            if o.signal in df and o.file != SAMPLE.name]
+    said = dict(sorted(mine, key=lambda o: o[1][2] == '')) # one that says none counts
+    return df, notes+_assumed(told)+_unit_notes(df, said), told
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
@@ -312,16 +318,6 @@ def _own_columns(path, df, columns): # df: what was read of it
             what = {'patient_id':'patient'}.get(name, name) if name in df else 'unknown' if name else 'ignored'
             yield described(path.name, own, what=what, values=n)
 
-def _in_known_units(source:Source)->Source:
-    "The same with findings for columns unlike the unit that was said; `ValueError` if none was, and another would fit"
-    df,notes,stays = source.df, [], pd.factorize(source.df.patient_id)[0]
-    told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable') # unsaid ones first
-    for o in told.drop_duplicates('signal').itertuples():
-        x = df[o.signal].to_numpy(float)
-        said = check_units(x, SIGNALS[o.signal], o.file, o.column, stays, o.unit if o.given else '')
-        notes += [('values unlike their unit', int((~np.isnan(x)).sum()), 0, f'{o.file}: {o.column}', said)]*bool(said)
-    return replace(source, notes=pd.concat([source.notes, noted(notes)], ignore_index=True)) if notes else source
-
 def read_source(
     paths,        # 'sample', 'sample-eicu', a path, several in a list or separated by commas
     columns=None, # A source's own names to ours, e.g. {'rr':'Resp'}; None leaves one out; case needs no entry
@@ -336,22 +332,26 @@ def read_source(
     if columns and map: raise ValueError(f'{given[0]}: both columns and a map; name the columns in the map')
     with TemporaryDirectory() as folder:
         m,found = (None, {}) if columns else _mapped(given, str(map), folder)
-        if m: source = _in_known_units(read_mapped(found, m))
-    if not m:
-        df,notes,told = _read_own(given, columns)
+        if m: source = read_mapped(found, m)
+    if m:
+        told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable')
+        said = {o.signal:(o.file, o.column, o.unit*o.given) for o in told[::-1].itertuples()} # unsaid wins
+        more = _unit_notes(source.df, said)
+    else:
+        (df,notes,told),more = _read_own(given, columns), []
         df.attrs.pop('utc', None)
         source = Source(df, told, CHALLENGE_RULE, noted(notes))
     left = [o for p in given for o in unread(Path(p).expanduser())]
     said = 'files of another kind', 0, 0, ', '.join(left[:8]), 'not read; save them as CSV or parquet if they hold rows'
-    return replace(source, notes=pd.concat([source.notes, noted([said])], ignore_index=True)) if left else source
+    more += [said]*bool(left)
+    return replace(source, notes=pd.concat([source.notes, noted(more)], ignore_index=True)) if more else source
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"
     if not (map and paths): return ''
-    given = [p.strip() for p in paths.split(',')]
+    others = [Path(p).expanduser() for o in paths.split(',') if (p := o.strip()) not in ('sample', _EICU)]
     with TemporaryDirectory() as folder:
-        others = [p for p in given if p not in ('sample', _EICU)]
-        found = [p for path in others for p in _files(Path(path).expanduser(), folder, True)]
+        found = [p for path in others for p in _files(path, folder, True)]
         heads = {str(p):head_columns(p) for p in found if ending(p) in ENDINGS}
     return map if assign(load_map(map), heads)[0] else ''
 

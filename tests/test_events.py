@@ -128,3 +128,62 @@ def test_patient_without_onset_row_is_counted(tmp_path):
 @pytest.mark.parametrize('rows', ['1,1\n2,0\n3,0\n', '1,2.5\n2,-1\n3,-1\n'])
 def test_flags_are_no_onset(tmp_path, rows):
     with pytest.raises(ValueError, match='o.csv: onset is .*leave it empty'): onsets(tmp_path, rows)
+
+LONG = pd.DataFrame(dict(id=['1', '1', '2'], t=[0., 1, 2], code='hr', value=80.))
+def both(folder, **columns):
+    "A long and a wide parquet table of the same ids and times, each read or refused"
+    df = LONG.assign(**columns)
+    df.to_parquet(folder/'long.parquet')
+    df.rename(columns=dict(value='hr')).drop(columns='code').to_parquet(folder/'wide.parquet')
+    def got(name, more):
+        (folder/'ward.toml').write_text(f'[[table]]\npatient = "id"\ntime = "t"\n{more}[table.signals]\nHR = "hr"\n')
+        try: return read_source(folder/name, map=folder/'ward.toml').df
+        except ValueError as e: return str(e).partition('row ')[2].split(' ')[0]
+    return got('long.parquet', 'layout = "long"\ncode = "code"\nvalue = "value"\n'), got('wide.parquet', '')
+
+@pytest.mark.parametrize('kind', ['datetime64[ns, UTC]', 'datetime64[us, Europe/Berlin]', 'datetime64[ns]'])
+def test_times_of_parquet_are_read_in_both_layouts(tmp_path, kind):
+    t = pd.to_datetime(['2025-01-31 10:00', '2025-01-31 11:00', '2025-01-31 12:00'], utc=',' in kind)
+    pd.testing.assert_frame_equal(*both(tmp_path, t=t.tz_localize(None) if ',' not in kind else t.astype(kind)))
+
+def test_whole_numbers_may_be_dates_in_both_layouts(tmp_path):
+    long,wide = both(tmp_path, t=np.array([20250131, 20250201, 20250202], 'int32'))
+    pd.testing.assert_frame_equal(long, wide)
+    assert long.time[0] == pd.Timestamp('2025-01-31')
+
+@pytest.mark.parametrize('wrong', [
+    np.array([1, 2, 2**24+2], 'float32'), np.array([1, 2, 2**11], 'float16'), np.array([1, 2, 2.**53]),
+    [True, False, True], pd.to_datetime(['2025-01-31']*3)])
+def test_ids_of_other_types_are_refused_in_both_layouts(tmp_path, wrong):
+    row = '1' if not hasattr(wrong, 'dtype') or wrong.dtype.kind == 'M' else '3'
+    assert both(tmp_path, id=wrong) == (row, row)
+
+def test_only_is_trimmed(tmp_path):
+    text,signals = '1,0,hr,80\n1,1,hr,90\n', 'HR = "hr"'
+    df = pd.DataFrame(dict(id=1, t=[0., 1], code='hr', value=[80., 90], kind=[' bed', 'door']))
+    ward(tmp_path, text, signals, 'only.kind = ["bed"]')
+    df.to_csv(tmp_path/'x.csv', index=False), df.to_parquet(tmp_path/'x.parquet')
+    for name in 'x.csv', 'x.parquet': assert list(read_source(tmp_path/name, map=tmp_path/'ward.toml').df.HR) == [80]
+
+@pytest.mark.parametrize('how', ['csv', 'parquet'])
+def test_patient_in_long_tables_of_two_folders(tmp_path, how):
+    def put(name, ids):
+        (tmp_path/name).mkdir(exist_ok=True)
+        df = LONG.assign(id=ids)
+        df.to_csv(tmp_path/name/'e.csv', index=False) if how == 'csv' else df.to_parquet(tmp_path/name/'e.parquet')
+    def got(): return read_source([tmp_path/'a', tmp_path/'b'], map=tmp_path/'ward.toml').df
+    (tmp_path/'ward.toml').write_text(LABS.replace('b.csv', f'*.{how}')+'[table.signals]\nHR = "hr"\n')
+    put('a', ['1', '1', '2']), put('b', ['3', '3', '4'])
+    assert got().patient_id.nunique() == 4
+    put('b', ['3', '3', '2'])
+    with pytest.raises(ValueError, match=f'a/e.{how} and b/e.{how} both have the patient 2; give'): got()
+
+@pytest.mark.parametrize('how', ['csv', 'parquet'])
+def test_file_without_rows_is_counted(tmp_path, how):
+    (tmp_path/'ward.toml').write_text(LABS.replace('b.csv', f'*.{how}')+'[table.signals]\nHR = "hr"\n')
+    (tmp_path/'set').mkdir()
+    for name,df in (('a', LONG), ('b', LONG[:0])):
+        path = tmp_path/'set'/f'{name}.{how}'
+        df.to_csv(path, index=False) if how == 'csv' else df.to_parquet(path)
+    s = read_source(tmp_path/'set', map=tmp_path/'ward.toml')
+    assert len(s.df) == 3 and s.notes.set_index('finding')['first']['file without rows'] == f'b.{how}'

@@ -139,7 +139,14 @@ def test_units_that_nobody_says(ward, caplog):
         read(ward(rows('Glucose', *[5.5, 5.6, 5.7]*9)))
     assert read(ward(rows('Glucose', *[100, 101, 102]*9))).Glucose[0] == 100
     with caplog.at_level(logging.WARNING): read(ward(rows('Glucose [mg/dL]', *[5.5, 5.6, 5.7]*9)))
-    assert 'unit of Glucose suspect, rows=27' in caplog.text
+    assert 'values unlike their unit, rows=27 stays=27, first ward.csv column Glucose' in caplog.text
+
+def test_units_over_files(ward, tmp_path):
+    head,more = 'patient_id,ICULOS,HR,Glucose\n', [5.5, 5.6, 5.7]
+    for k in range(40): ward(head+''.join(f'p{k},{h},80,{v}\n' for h,v in enumerate(more)), f'set/p{k}.csv')
+    with pytest.raises(ValueError, match='column Glucose: median 5.6 is unlike mg/dL'): read(tmp_path/'set')
+    with pytest.raises(ValueError, match='column Glucose: median 5.6 is unlike mg/dL'):
+        read(sorted((tmp_path/'set').iterdir()))
 
 def test_two_separators():
     assert list(parse_table(b'id;Temp, body;HR\n7;37;80\n', 'f.csv').df) == ['id', 'Temp, body', 'HR']
@@ -477,6 +484,11 @@ def test_ids_of_the_whole_file(ward):
     found = findings(got).set_index('finding')
     assert found.rows['ids that are alike'] == 3 and found.stays['ids that are alike'] == 2
     assert members(ward('x').parent) != []
+
+@pytest.mark.parametrize('other', ['\uff10\uff10\uff17', '\u0660\u0660\u0667', 'A\xa01'])
+def test_ids_in_other_digits_are_a_finding(ward, other):
+    text = f'patient_id,ICULOS,HR\n007,1,80\nA1,1,80\n{other},1,80\n'
+    assert findings(read(ward(text))).set_index('finding').rows['ids that are alike'] == 2
 
 SMALL = 'id,HR,note\n007,80,ok\n007,81.5,"calm, warm"\n8,,x y\n8,120,9.25\n'
 WHOLE_ROWS = parse_table(SMALL.encode(), 'f.csv').df

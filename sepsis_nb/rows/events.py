@@ -8,13 +8,14 @@ __all__ = ['BLOCK', 'BATCH', 'UNREAD', 'text_blocks', 'Events', 'read_long']
 # %% ../../nbs/rows/16_events.ipynb #ca596f45
 import numpy as np, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
+from os.path import commonpath
 from pathlib import Path
 from pyarrow import parquet
 from tempfile import TemporaryDirectory
 from .cells import Cells
 from .maps import TableMap, name_key, places, unit_of
 from .signals import SIGNALS
-from .tables import Table, ending, ids, numbers, parse_table, read_table, refuse
+from .tables import Table, ending, exact_below, ids, numbers, parse_table, read_table, refuse
 from .times import times
 from .units import conversion
 from .wide import Part, category, described, in_utc
@@ -57,7 +58,7 @@ def _whole(text): return text[:-2] if text.endswith('.0') and text[:-2].isdigit(
 def _code(text, known): # whole numbers beside empty cells are floats to many programs
     return text if text in known else _whole(text)
 
-def _whole_ids(col, table): # col: floats
+def _whole_ids(col, table): # col: not of text
     known = np.flatnonzero(col.notna())
     return ids(col.iloc[known], table._replace(rows=np.array([table.row(i) for i in known]))).reindex(col.index)
 
@@ -66,7 +67,7 @@ def _typed(table, t, known): # known: of `places`
     at = _at(t, table.df, table.where)
     df = pd.DataFrame({k:table.df[c] for k,c in at.items()})
     for k in df.columns.intersection(['patient', 'person']):
-        if df[k].dtype.kind == 'f': df[k] = _whole_ids(table.df[at[k]], table)
+        if df[k].dtype != 'str': df[k] = _whole_ids(table.df[at[k]], table)
     text = df.drop(columns='value').astype('str').where(df.drop(columns='value').notna())
     text['code'] = text.code.str.strip().map(lambda o: _code(o, known), na_action='ignore')
     row,x = np.array([table.row(i) for i in range(len(df))], np.int64), np.full(len(df), np.nan)
@@ -91,6 +92,7 @@ def _expressions(path, t):
     def of(k): return schema.field(at[k]).type
     whole = lambda o: kind.is_integer(o) and o != pa.uint64() # noqa: E731
     real = lambda o: kind.is_floating(o) and o != pa.float16() # noqa: E731
+    if 'time' in at and whole(of('time')) and not t.time_as: return # such a number may be a date
     if not (whole(of('value')) or kind.is_floating(of('value'))): return
     if not any(f(of('patient')) for f in (whole, real, kind.is_string, kind.is_large_string)): return
     out = {k:f'CAST({_column(c)} AS VARCHAR)' for k,c in at.items()}
@@ -99,13 +101,15 @@ def _expressions(path, t):
     for k in (k for k in ('patient', 'person') if k in at):
         c = _column(at[k])
         if real(of(k)):
-            odd.append(f'NOT isnan({c}) AND ({c} <> trunc({c}) OR abs({c}) >= {2**53})')
+            most = exact_below(of(k).to_pandas_dtype())
+            odd.append(f'NOT isnan({c}) AND ({c} <> trunc({c}) OR abs({c}) >= {most})')
             c = f'CASE WHEN NOT isnan({c}) THEN {c} END'
         if whole(of(k)) or real(of(k)): out[k] = f'CAST({c} AS BIGINT)'
     if odd: out['odd'] = ' OR '.join(f'coalesce({o}, false)' for o in odd)
     if 'time' in at and (o := of('time')) != pa.string():
         c = _column(at['time'])
-        if kind.is_timestamp(o) or kind.is_date(o): out['time'] = f'epoch_us({c})'
+        if kind.is_timestamp(o): out['time'] = f'epoch_us(CAST({c} AS TIMESTAMP{"TZ"*bool(o.tz)}))'
+        elif kind.is_date(o): out['time'] = f'epoch_us({c})'
         elif kind.is_duration(o): out['time'] = f'{c}/{_DURATION[o.unit]}'
         elif whole(o) or kind.is_floating(o): out['time'] = f'CAST({c} AS DOUBLE)'
     dated = 'time' in at and (kind.is_timestamp(of('time')) or kind.is_date(of('time')))
@@ -132,6 +136,20 @@ def _staged(paths, t, known, folder):
     return out, notes
 
 # %% ../../nbs/rows/16_events.ipynb #b64f4444
+def _check_apart(ev):
+    "`ValueError` for a patient in files of two folders"
+    folder = {f:str(p.parent) for f,p in ev.origin.items()}
+    ev.put('folders', pd.DataFrame(dict(filename=list(folder), folder=list(folder.values()))))
+    two = ev.ask('SELECT who, min(first), max(first) FROM (SELECT trim(CAST(patient AS VARCHAR)) AS who, folder, '
+                 f'min(filename) AS first FROM {ev.scan()} JOIN folders USING (filename) WHERE {ev.kept} '
+                 'AND patient IS NOT NULL GROUP BY who, folder) GROUP BY who HAVING count(*) > 1 ORDER BY who LIMIT 1')
+    if not two: return
+    who,*met = two[0]
+    met = [ev.origin[f] for f in met]
+    a,b = (p.relative_to(commonpath(met)).as_posix() for p in met)
+    raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
+                     'or put the files of one source into one folder')
+
 class Events:
     "The files of one long table, open in the engine"
     def __init__(self, paths:list, t:TableMap, folder, memory_gb=1.): # folder: for what does not fit into memory
@@ -147,13 +165,17 @@ class Events:
             names = parquet.read_schema(staged[0][0]).names
             columns,self.dated = {k:_column(k) for k in names}, ''
         self.where = paths[0].name + (f' and {len(paths)-1} more' if len(paths) > 1 else '')
+        empty = [p.name for f,p in self.origin.items() if not parquet.read_metadata(f).num_rows]
+        if len(empty) < len(self.origin): self.notes += [
+            ('file without rows', 0, 0, ', '.join(empty[:8]), 'nothing is read of it; export it again')]*bool(empty)
         self.has,self.units = set(columns), [k for k in columns if k.startswith('unit')]
         self.fields = ', '.join(f'{v} AS {k}' for k,v in columns.items())
         given = [(f'only{i}', v) for i,v in enumerate(t.only.values()) if f'only{i}' in columns]
         def any_of(v): return ', '.join(_sql(o) for x in v for o in (x, x+'.0'*x.isdigit()))
-        only = [f"coalesce({k}, '') IN ({any_of(v)})" for k,v in given]
+        only = [f"trim(coalesce({k}, '')) IN ({any_of(v)})" for k,v in given]
         self.kept = ' AND '.join(only) or 'true'
         if 'odd' in columns: self.find('odd', 'the id is no whole number that is exact; export the ids as text')
+        if len({p.parent for p in paths}) > 1: _check_apart(self)
     def scan(self, files=None): # files: of `self.origin`; None: all
         "SQL of the events of some files"
         return (f"(SELECT {self.fields}, filename FROM read_parquet([{', '.join(map(_sql, files or self.origin))}], "

@@ -47,12 +47,14 @@ def _time_checks(df, who, repeated):
     if far: yield (f'rows {np.median(known):.3g} h apart', step > 0, 'is the time in hours? Declare time_as in the map')
 
 # %% ../../nbs/rows/20_findings.ipynb #01fb028e
-def _plain_id(text): return re.sub(r'(?<!\d)0+(?=\d)|\s', '', normalize('NFKC', text).casefold())
+def _plain_id(text): # digits of any script
+    plain = re.sub(r'\d', lambda o: str(int(o[0])), normalize('NFKC', text).casefold())
+    return re.sub(r'(?<!\d)0+(?=\d)|\s', '', plain)
 def _patient_checks(df, who, ids): # who: (n,) codes; ids: patient of each code
     "(finding, rows concerned, advice) of patients and labels"
     yield ('stay of one row', np.bincount(who)[who] == 1, 'it has no course; does each row have an id of its own?')
     alike = pd.Series([_plain_id(o) for o in ids]).duplicated(keep=False).to_numpy()
-    yield ('ids that are alike', alike[who], 'they differ by case, spaces or leading zeros alone; is it one patient?')
+    yield ('ids that are alike', alike[who], 'they differ by case, spaces, zeros or script of digits alone; is it one patient?')
     if 'label' not in df: return
     unknown = df.label.isna().to_numpy()
     never = (np.bincount(who, ~unknown) == 0)[who]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member', 'check_size',
-           'members', 'unread', 'read_table']
+           'numbers', 'exact_below', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member',
+           'check_size', 'members', 'unread', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -286,13 +286,18 @@ def _check_ids(a, col, table):
         long, 'has zeros alone beyond 15 digits, as a spreadsheet leaves them', 'export the ids as text')
 
 # %% ../../nbs/rows/13_tables.ipynb #1e1779c1
+def exact_below(kind)->int: # kind: a type of floats
+    "The whole number from which not all are exact: 2**53 for float64"
+    return 2**(np.finfo(kind).nmant+1)
+
 def ids(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under the name for messages
     "A column as text ids, trimmed, NFC; `ValueError` names the first that is none, or is damaged"
     odd = np.full(len(col), True) if col.dtype.kind in 'bmM' else []
     if col.dtype == object: odd = [not isinstance(v, (str, int, float)) and v is not None for v in col]
     refuse(odd, col, table, 'is no text or whole number', 'export the ids as text')
     if col.dtype.kind == 'f':
-        refuse(col.notna() & ((col % 1 != 0) | (col.abs() >= 2**53)), col, table, 'is no whole number that is exact',
+        most = exact_below(getattr(col.dtype, 'numpy_dtype', col.dtype))
+        refuse(col.notna() & ((col % 1 != 0) | (col.abs() >= most)), col, table, 'is no whole number that is exact',
                'export the ids as text')
     text = (col.astype('Int64') if col.dtype.kind == 'f' else col).astype('str').where(col.notna())
     a = pa.array(text, pa.large_string())
