@@ -314,3 +314,22 @@ def test_labels_of_two_tasks(tmp_path, files):
     assert read(tmp_path).label.tolist() == [0, 1]
     put(f'labels/{files[1]}', prediction_time=at, boolean_value=[True, False])
     with pytest.raises(ValueError, match='are labels of two tasks'): read(tmp_path)
+
+def test_a_first_choice_out_of_range_hides_no_good_second(tmp_path):
+    "Wide, and in two tables, as long; what does not count is a finding"
+    head = '[[table]]\npatient = "id"\ntime = "t"\n'
+    wide = head + 'signals = {SBP = ["abp", "nibp"]}\n'
+    long = head + 'layout = "long"\ncode = "c"\nvalue = "v"\nsignals = {SBP = ["abp", "nibp"]}\n'
+    tables = ''.join(head + f'files = "{c}.csv"\nsignals = {{SBP = "{c}"}}\n' for c in ('abp', 'nibp'))
+    given,want = dict(abp=(0, 110, 110), nibp=(120, 120, 0)), [120, 110, 110]
+    files = dict(wide={'w':['id,t,abp,nibp', *(f'a,{t},{x},{y}' for t,(x,y) in enumerate(zip(*given.values())))]},
+        long={'l':['id,t,c,v', *(f'a,{t},{c},{v}' for c in given for t,v in enumerate(given[c]))]},
+        tables={c:[f'id,t,{c}', *(f'a,{t},{v}' for t,v in enumerate(given[c]))] for c in given})
+    for kind,m in dict(wide=wide, long=long, tables=tables).items():
+        (tmp_path/kind).mkdir()
+        (tmp_path/f'{kind}.toml').write_text(m)
+        for name,lines in files[kind].items(): (tmp_path/kind/f'{name}.csv').write_text('\n'.join([*lines, '']))
+        source = read_source(tmp_path/kind, map=str(tmp_path/f'{kind}.toml'))
+        assert source.df.SBP.tolist() == want, kind
+        assert any('out of range beside others' in o for o in source.notes.finding), kind
+        assert kind == 'tables' or source.notes.finding.str.contains('value of a later choice').any(), kind

@@ -38,8 +38,7 @@ def stay_facts(df:pd.DataFrame)->pd.DataFrame: # Tidy rows to one row a stay; Na
 # %% ../../nbs/model/47_describe.ipynb #00b4e42d
 def missingness(df:pd.DataFrame)->pd.DataFrame: # Index signal, most measured first: `what`, `unit`, and shares
     "Shares of the tidy rows (`rows`, `rows_septic`, `rows_others`) and of the `stays` with a value"
-    static = 'Age', 'Gender', 'Unit1', 'Unit2', 'HospAdmTime', 'ICULOS'
-    found = [s for s in SIGNALS if s in df and s not in static]
+    found = [s for s in SIGNALS if s in df and not SIGNALS[s].static and s != 'ICULOS'] # which is the time
     has = df[found].notna().rename_axis(columns='signal')
     sick = (_column(df, 'label') == 1).groupby(df.patient_id).transform('any')
     t = pd.DataFrame(dict(what={s:SIGNALS[s].label for s in found}, unit={s:SIGNALS[s].unit for s in found},

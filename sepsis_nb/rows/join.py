@@ -8,17 +8,16 @@ __all__ = ['KEYS', 'Source', 'note', 'column_note', 'join_parts', 'head_columns'
 # %% ../../nbs/rows/19_join.ipynb #d50445f0
 import numpy as np, pandas as pd
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from os.path import commonpath
 from pathlib import Path
 from .events import UNREAD, read_long, text_blocks
 from .findings import noted
-from .maps import SourceMap, assign, built_in, missing, name_key
+from .maps import SourceMap, assign, built_in, fit_names, missing, name_key
 from .onset import LabelRule, assumed_rule, check_onset, label_rows, of_one_stay, onset_findings
 from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table
 from .times import GAP_H
-from .wide import COLUMNS, read_wide
+from .wide import COLUMNS, UNCHOSEN, chosen, read_wide
 
 # %% ../../nbs/rows/19_join.ipynb #febd71fa
 @dataclass(frozen=True)
@@ -96,7 +95,9 @@ def _measured(tables):
             other = out.pop(f'{c} of the other')
             said += note(f'{c} at one time in two tables', out.patient_id[out[c].notna() & other.notna()],
                          f'the value of the first table counts; {name} has another')
-            out[c] = out[c].where(out[c].notna(), other)
+            if c not in SIGNALS: out[c] = out[c].where(out[c].notna(), other); continue
+            out[c],wrong,_ = chosen(out[c], other, c)
+            said += note(f'{UNCHOSEN[0]} in two tables', out.patient_id[wrong], f'{c}: left out')
         notes += said
     return _ordered(out, patients), notes
 
@@ -170,7 +171,7 @@ def _static(df, frame, persons, m, t):
     notes += note(f'row of {what} without a partner', one.index[~one.index.isin(own.unique())], 'left out')
     for s in signals:
         x = own.map(one[s])
-        df[s] = x if s not in df else df[s].where(df[s].notna(), x)
+        df[s] = x if s not in df else chosen(df[s], x, s)[0]
     return df, notes
 
 # %% ../../nbs/rows/19_join.ipynb #22490782
@@ -226,7 +227,7 @@ def head_columns(path:Path)->tuple:
 def _check_lacking(m, name, names):
     "`ValueError` if a file has the name of a table, and not its columns"
     for t in m.tables:
-        if set(t.files) == {'*'} or not any(fnmatch('/'+Path(name).as_posix(), f'*/{o}') for o in t.files): continue
+        if set(t.files) == {'*'} or not fit_names(t, name): continue
         raise ValueError(f"{Path(name).name}: {m.at(t)} needs the columns {', '.join(missing(t, names))}; "
                          f"found: {', '.join(names)}")
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'COLUMN_KEYS', 'Column', 'TableMap', 'SourceMap', 'columns_of', 'systems', 'parse_map', 'built_in',
-           'load_map', 'places', 'unit_of', 'name_key', 'missing', 'assign', 'recognise']
+           'load_map', 'places', 'unit_of', 'name_key', 'missing', 'fit_names', 'assign', 'recognise']
 
 # %% ../../nbs/rows/15_maps.ipynb #9deb0b08
 import tomllib
@@ -238,13 +238,16 @@ def missing(t:TableMap, names)->list: # names: columns of a file
 def _matches(path, glob): # ** stands for no folder, too
     return any(fnmatch(path, '*/'+o) for o in {glob, glob.replace('**/', '')})
 
+def fit_names(t:TableMap, name)->bool: # name: of a file
+    "Whether a file has the name of a table, whatever its case"
+    return any(_matches('/'+Path(name).as_posix().casefold(), o.casefold()) for o in t.files)
+
 def assign(m:SourceMap, found:dict)->tuple: # found: file name to its columns
     "[(file name, `TableMap`)] of the files that fit a table, and names of the others; `ValueError`: fits two"
     one = len(found) == len(m.tables) == 1 # then its name does not matter
     out,stray = [], []
     for name,names in found.items():
-        path = '/'+Path(name).as_posix().casefold()
-        fit = [t for t in m.tables if (one or any(_matches(path, o.casefold()) for o in t.files))
+        fit = [t for t in m.tables if (one or fit_names(t, name))
                and not missing(t, names)]
         if len(fit) > 1: raise ValueError(
             f'{name}: fits {m.at(fit[0])} and {m.at(fit[1])}; give each table a name in `files`')

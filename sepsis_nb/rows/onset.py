@@ -121,8 +121,7 @@ def onset_findings(who, time_h, onset_h, rule:LabelRule)->pd.DataFrame: # (n,) p
     return _found(who, [
         ('row after the stay is cut', ~stays_in, f'left out, since {rule_text(rule)}'),
         ('row without a time in a septic stay', np.isnan(label), 'the label is unknown; give each row a time'),
-        ('onset before the first row', early,
-         'is it a code for no onset? Leave out stays that were septic when they began'),
+        ('onset before the first row', early, 'a code for no onset? Leave out stays that began septic'),
         ('onset away from the rows', none & ~early, 'no row is labelled 1; check the clock of the onset')])
 
 # %% ../../nbs/rows/17_onset.ipynb #48941505

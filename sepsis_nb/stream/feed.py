@@ -112,6 +112,13 @@ def _wide_key(key, feed):
     feed.units[key] = c.signal, rank+.5, *how, c.values # the map's own spelling comes first
     return feed.units[key]
 
+_MANY = 1 << 20 # more than there are keys
+def _is_out(name, x): # of a signal; x: its value, if that is a number
+    "Whether a value is out of range, as °F too, so that another choice counts"
+    if type(x) not in (int, float): return False
+    s,y = SIGNALS[name], (x-32)*5/9 if name == 'Temp' and x > 50 else x # as `clean`
+    return not s.lo <= y <= s.hi
+
 _OWN = {name_key(o):(s.name, o) for s in SIGNALS.values() for o in own_codes(s)}
 
 def _canonical(v, k, factor, zero, values):
@@ -213,8 +220,10 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
         s,rank,*how = o
         if v is not None: own.add(feed.clocks[int(rank)])
         if v is None: out.setdefault(s, None)
-        elif rank == out.get((s, 'rank')): raise BadMessage(f'duplicate-name: {key} stands in two spellings')
-        elif rank <= out.get((s, 'rank'), rank): out[s],out[s,'rank'] = _canonical(v, key, *how), rank
+        elif rank == out.get((s, 'rank'), -1) % _MANY: raise BadMessage(
+            f'duplicate-name: {key} stands in two spellings')
+        elif (x := _canonical(v, key, *how)) is None: out.setdefault(s, None)
+        elif (rank := rank+_MANY*_is_out(s, x)) <= out.get((s, 'rank'), rank): out[s],out[s,'rank'] = x, rank
     if (at := _at(obj, own-{''}, feed)) is not None: out['time'] = _hour(at, feed)
     if len(out) < 3 and not out.keys() & SIGNALS.keys(): raise BadMessage(
         f"no-signal: no signal of the map {feed.name} among the keys {', '.join(obj)[:200]}")
