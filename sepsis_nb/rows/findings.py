@@ -54,7 +54,7 @@ def _patient_checks(df, who, ids): # who: (n,) codes; ids: patient of each code
     "(finding, rows concerned, advice) of patients and labels"
     yield ('stay of one row', np.bincount(who)[who] == 1, 'it has no course; does each row have an id of its own?')
     alike = pd.Series([_plain_id(o) for o in ids]).duplicated(keep=False).to_numpy()
-    yield ('ids that are alike', alike[who], 'they differ by case, spaces, zeros or script of digits alone; is it one patient?')
+    yield ('ids that are alike', alike[who], 'they differ by case, spaces, zeros or digits alone; is it one patient?')
     if 'label' not in df: return
     unknown = df.label.isna().to_numpy()
     never = (np.bincount(who, ~unknown) == 0)[who]
