@@ -1495,6 +1495,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.rows.tables._gunzip': ('rows/tables.html#_gunzip', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._is_rubbish': ('rows/tables.html#_is_rubbish', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._note': ('rows/tables.html#_note', 'sepsis_nb/rows/tables.py'),
+                                       'sepsis_nb.rows.tables._one_line_each': ( 'rows/tables.html#_one_line_each',
+                                                                                 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._plain_types': ('rows/tables.html#_plain_types', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._separator': ('rows/tables.html#_separator', 'sepsis_nb/rows/tables.py'),
                                        'sepsis_nb.rows.tables._shown': ('rows/tables.html#_shown', 'sepsis_nb/rows/tables.py'),

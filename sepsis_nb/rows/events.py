@@ -23,12 +23,12 @@ from .wide import Part, category, described, in_utc
 # %% ../../nbs/rows/16_events.ipynb #6da75fbf
 BLOCK = 1 << 27 # bytes of a text file
 BATCH = 1 << 18 # events
-def text_blocks(path:Path, block=BLOCK):
+def text_blocks(path:Path, block=BLOCK, line_breaks=False): # as for `parse_table`; then there is one block
     "The tables of a text file, block by block; rows count from the start of the file"
     size = path.stat().st_size
     with path.open('rb') as f: begin = f.read(4)
-    if size <= block or ending(path.name).endswith('.gz') or b'\0' in begin or begin[:2] in (b'\xff\xfe', b'\xfe\xff'):
-        yield read_table(path)
+    if size <= block or line_breaks or ending(path.name).endswith('.gz') or b'\0' in begin or begin[:2] in (b'\xff\xfe', b'\xfe\xff'):
+        yield read_table(path, line_breaks)
         return
     with path.open('rb') as f:
         head,row = b'', 0 # lines before the block that stand above it again
@@ -129,7 +129,7 @@ def _staged(paths, t, known, folder):
     "Parquet files of the typed events of some files, and the number of the file of each; notes of their reader"
     out,notes = [], []
     for i,path in enumerate(paths):
-        for table in text_blocks(path):
+        for table in text_blocks(path, line_breaks=t.line_breaks):
             out.append((Path(folder)/f'{len(out)}.parquet', i))
             _typed(table, t, known).to_parquet(out[-1][0], index=False, compression='lz4')
             notes += table.notes

@@ -7,6 +7,7 @@ __all__ = ['KEYS', 'Source', 'note', 'column_note', 'join_parts', 'head_columns'
 
 # %% ../../nbs/rows/19_join.ipynb #d50445f0
 import numpy as np, pandas as pd
+from contextlib import suppress
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
@@ -222,7 +223,10 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
 def head_columns(path:Path)->tuple:
     "Names of the columns of a file, of which only the beginning is read"
     if ending(path.name) == '.parquet': return parquet_columns(path)
-    return tuple(next(text_blocks(path, 1 << 16)).df)
+    try: return tuple(next(text_blocks(path, 1 << 16)).df)
+    except ValueError as e: # a line break that the map may allow
+        with suppress(ValueError): return tuple(read_table(path, True).df)
+        raise e
 
 def _check_lacking(m, name, names):
     "`ValueError` if a file has the name of a table, and not its columns"
@@ -276,7 +280,7 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
         if t.label or t.onset: _check_tasks(mine, t)
         if t.layout == 'long' and mine: parts += [(p, t) for p in read_long(mine, t)]
         else:
-            _check_apart(got := [(p, read_wide(read_table(p), t)) for p in mine], t)
+            _check_apart(got := [(p, read_wide(read_table(p, t.line_breaks), t)) for p in mine], t)
             parts += [(p, t) for _,p in got]
     notes = [('file not read', 0, 0, ', '.join(Path(o).name for o in stray[:8]), f'no table of {m.name} fits')]
     notes += _lost(parts, m)

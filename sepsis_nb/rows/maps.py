@@ -38,6 +38,7 @@ class TableMap:
     patient:str = ''      # Column of the id of patient or stay
     person:str = ''       # Column of an id that several of these share; a table may have this one alone
     file_is_patient:bool = False # The stem of the file's name is the id
+    line_breaks:bool = False # Whether quoted cells of text files may hold line breaks
     time:str = ''         # Column; empty: values of the patient as a whole
     time_as:str = ''      # One of `TIMES`; empty: proven by the column itself
     zone:str = ''         # IANA name, of times that carry none

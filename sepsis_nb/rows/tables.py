@@ -105,7 +105,7 @@ def _check_rows(lines, names, sep, table): # table: for messages
         if not line: continue
         at = f'{table.where} row {table.line+i}'
         if line.count('"') % 2: raise ValueError(f"{at}: a quote is not closed on its line, '{_shown(line[-60:])}'; "
-            'close it, and write no line break inside a cell')
+            'close it; a map with line_breaks = true allows line breaks inside a cell')
         try: n = len(_cells(line, sep)) if '"' in line else line.count(sep)+1
         except csv.Error: raise ValueError(f"{at}: text stands behind a closing quote, '{_shown(line[:60])}'; "
             'write a quote inside a quoted cell as ""') from None
@@ -171,9 +171,26 @@ def _arrow(body, names, sep, quoted, table):
     return [tidied(a) for a in t.columns]
 
 # %% ../../nbs/rows/13_tables.ipynb #69e8e782
-def parse_table(raw:bytes, where:str)->Table: # raw: a text file; where: for messages
-    "A text file as a table; `ValueError` names the row that cannot be read, or what cannot be told"
+def _one_line_each(raw, where):
+    "The text with a blank for each line break within quotes, and the row of the file of each line"
+    out,rows,open_ = [], [], b''
+    for n,line in enumerate(raw.split(b'\n'), 1):
+        line,start = (open_+b' '+line, start) if open_ else (line, n)
+        open_ = line if line.count(b'"')%2 else b''
+        if not open_: out.append(line); rows.append(start)
+    if open_: raise ValueError(f"{where} row {start}: a quote is not closed to the end of the file, "
+                               f"'{_shown(open_[:60].decode())}'; close it")
+    return b'\n'.join(out), np.array(rows)
+
+def parse_table(raw:bytes, where:str, line_breaks=False)->Table: # raw: a text file; where: for messages
+    """A text file as a table; `ValueError` names the row that cannot be read, or what cannot be told. `line_breaks`:
+    whether a quoted cell may hold some, which become blanks"""
     raw,notes = _decoded(raw, where)
+    if line_breaks and b'"' in raw:
+        raw,rows = _one_line_each(raw, where)
+        table = parse_table(raw, where)
+        at = [table.row(i)-1 for i in range(len(table.df))]
+        return table._replace(rows=rows[at], notes=(*table.notes, *notes))
     lines,line,sep = raw.split(b'\n', 22)[:22], 1, ''
     while lines and (not (head := lines[0].decode().strip()) or (m := _SEP_LINE.fullmatch(head))):
         if head: sep = m[1].replace('\\t', '\t')
@@ -432,11 +449,11 @@ def _gunzip(raw, where):
     check_size(len(out)+1, where) # an archive of zeros unpacks to a thousand times its size
     return out
 
-def read_table(path:Path|Member)->Table: # a file, or one of `members`
+def read_table(path:Path|Member, line_breaks=False)->Table: # a file, or one of `members`; as for `parse_table`
     "The cells of a file; `ValueError` names file and row, and what to do"
     where = path.where if isinstance(path, Member) else path.name
     kind = ending(path.name)
     if kind == '.parquet': return parse_parquet(path.load() if isinstance(path, Member) else path, where)
     if kind not in ENDINGS: raise ValueError(f"{where}: unknown kind of file '{kind}'; expected {', '.join(ENDINGS)}")
     raw = path.load() if isinstance(path, Member) else path.read_bytes()
-    return parse_table(_gunzip(raw, where) if kind.endswith('.gz') else raw, where)
+    return parse_table(_gunzip(raw, where) if kind.endswith('.gz') else raw, where, line_breaks)
