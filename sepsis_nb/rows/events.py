@@ -27,7 +27,8 @@ def text_blocks(path:Path, block=BLOCK, line_breaks=False): # as for `parse_tabl
     "The tables of a text file, block by block; rows count from the start of the file"
     size = path.stat().st_size
     with path.open('rb') as f: begin = f.read(4)
-    if size <= block or line_breaks or ending(path.name).endswith('.gz') or b'\0' in begin or begin[:2] in (b'\xff\xfe', b'\xfe\xff'):
+    whole = line_breaks or ending(path.name).endswith('.gz') or b'\0' in begin
+    if size <= block or whole or begin[:2] in (b'\xff\xfe', b'\xfe\xff'):
         yield read_table(path, line_breaks)
         return
     with path.open('rb') as f:

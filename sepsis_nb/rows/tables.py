@@ -15,6 +15,7 @@ from pathlib import Path
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 from typing import NamedTuple
+from .lines import one_line_each
 
 # %% ../../nbs/rows/13_tables.ipynb #81a0105f
 class Table(NamedTuple):
@@ -171,23 +172,12 @@ def _arrow(body, names, sep, quoted, table):
     return [tidied(a) for a in t.columns]
 
 # %% ../../nbs/rows/13_tables.ipynb #69e8e782
-def _one_line_each(raw, where):
-    "The text with a blank for each line break within quotes, and the row of the file of each line"
-    out,rows,open_ = [], [], b''
-    for n,line in enumerate(raw.split(b'\n'), 1):
-        line,start = (open_+b' '+line, start) if open_ else (line, n)
-        open_ = line if line.count(b'"')%2 else b''
-        if not open_: out.append(line); rows.append(start)
-    if open_: raise ValueError(f"{where} row {start}: a quote is not closed to the end of the file, "
-                               f"'{_shown(open_[:60].decode())}'; close it")
-    return b'\n'.join(out), np.array(rows)
-
 def parse_table(raw:bytes, where:str, line_breaks=False)->Table: # raw: a text file; where: for messages
     """A text file as a table; `ValueError` names the row that cannot be read, or what cannot be told. `line_breaks`:
     whether a quoted cell may hold some, which become blanks"""
     raw,notes = _decoded(raw, where)
     if line_breaks and b'"' in raw:
-        raw,rows = _one_line_each(raw, where)
+        raw,rows = one_line_each(raw, where)
         table = parse_table(raw, where)
         at = [table.row(i)-1 for i in range(len(table.df))]
         return table._replace(rows=rows[at], notes=(*table.notes, *notes))
