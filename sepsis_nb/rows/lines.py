@@ -10,8 +10,8 @@ import numpy as np
 
 # %% ../../nbs/rows/25_lines.ipynb #bef18c95
 def one_line_each(raw:bytes, where)->tuple: # raw: text with line ends \n; where: for messages
-    """The text with a blank for each line break within quotes, and (lines,) the row of the file of each; `ValueError` for
-    a quote that is not closed"""
+    """The text with a blank for each line break within quotes, and (lines,) the row of the file of each; `ValueError`
+    for a quote that is not closed"""
     out,rows,part,start = [], [], b'', 0
     for n,line in enumerate(raw.split(b'\n'), 1):
         if part: line = part+b' '+line
