@@ -187,3 +187,12 @@ def test_file_without_rows_is_counted(tmp_path, how):
         df.to_csv(path, index=False) if how == 'csv' else df.to_parquet(path)
     s = read_source(tmp_path/'set', map=tmp_path/'ward.toml')
     assert len(s.df) == 3 and s.notes.set_index('finding')['first']['file without rows'] == f'b.{how}'
+
+@pytest.mark.parametrize('people', [3, 300, 2000])
+def test_persons_of_a_long_table(tmp_path, people):
+    "The engine gives their ids in several chunks"
+    n = 2*people
+    df = pd.DataFrame(dict(visit_occurrence_id=np.arange(n)%people, person_id=np.arange(n)%people+5000,
+        measurement_datetime=pd.date_range('2025-01-31', periods=n, freq='min'), measurement_concept_id=3027018,
+        value_as_number=80., unit_concept_id=8541, unit_source_value='/min'))
+    assert omop(tmp_path, df, 'parquet').df.patient_id.nunique() == people

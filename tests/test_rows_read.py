@@ -549,3 +549,10 @@ def test_cut_stay_is_found_in_a_set_as_alone(ward, tmp_path):
         path = ward(text[:k], 'set/p2.psv')
         together,apart = outcome(tmp_path/'set'), outcome(path)
         assert together[2:] == apart if isinstance(together, list) else together == apart, k
+
+@pytest.mark.parametrize('digits', [4, 5, 6, 10])
+def test_day_numbers_have_whole_seconds(digits):
+    "07:00 is 45688.29167 with five decimals, which is no 07:00:00.288"
+    t = pd.Series(pd.date_range('2025-01-31', periods=200, freq='h').as_unit('us'))
+    text = [f'{o:.{digits}f}' for o in (t-pd.Timestamp('1899-12-30'))/pd.Timedelta('1D')]
+    assert times(pd.Series(text, name='t'), parse_table(b'a,b\n1,2\n', 'x.csv'), 'spreadsheet').tolist() == t.tolist()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SEPARATORS', 'MISSING', 'TEXT', 'ENDINGS', 'Table', 'cell', 'refuse', 'check_end', 'clean_name', 'parse_table',
-           'numbers', 'exact_below', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending', 'Member',
-           'check_size', 'members', 'unread', 'read_table']
+           'arrow_text', 'numbers', 'exact_below', 'ids', 'float_table', 'parquet_columns', 'parse_parquet', 'ending',
+           'Member', 'check_size', 'members', 'unread', 'read_table']
 
 # %% ../../nbs/rows/13_tables.ipynb #ed84a46d
 import codecs, csv, gzip, io, lzma, numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, re, unicodedata
@@ -55,8 +55,6 @@ _OTHERS = {b'PK\3\4':'a spreadsheet or an archive', b'\xd0\xcf\x11\xe0':'a sprea
            b'PAR1':'a parquet table', b'%PDF':'a PDF'}
 _WESTERN = 'cp1252', 'latin-1', 'iso8859-15'
 _AGREED = {b for b in range(256) if len({bytes([b]).decode(e, 'replace') for e in _WESTERN}) == 1}
-
-# %% ../../nbs/rows/13_tables.ipynb #76e41a71
 def _note(finding, rows, first, advice): return finding, rows, 0, first, advice # see `findings`
 def _decoded(raw, where):
     "The bytes as UTF-8 with line ends \\n, and notes"
@@ -236,8 +234,12 @@ def _words(a, truth):
     return a
 
 # %% ../../nbs/rows/13_tables.ipynb #493d32e7
+def arrow_text(col): # of text; what the engine gives may be in several chunks
+    "A column as one Arrow array"
+    return a.combine_chunks() if isinstance(a := pa.array(col, pa.large_string()), pa.ChunkedArray) else a
+
 def _text_numbers(col, table, truth):
-    a = pa.array(col, pa.large_string())
+    a = arrow_text(col)
     if not table.proven: refuse(
         pc.match_substring_regex(a, _GROUP).fill_null(False), col, table,
         'may be in thousands or have three decimals, and no other number of the file tells', 'write 1234 or 1.2340')
@@ -307,7 +309,7 @@ def ids(col:pd.Series, table:Table)->pd.Series: # col: of `table.df`, under the 
         refuse(col.notna() & ((col % 1 != 0) | (col.abs() >= most)), col, table, 'is no whole number that is exact',
                'export the ids as text')
     text = (col.astype('Int64') if col.dtype.kind == 'f' else col).astype('str').where(col.notna())
-    a = pa.array(text, pa.large_string())
+    a = arrow_text(text)
     known = a.dictionary_encode()
     a = pa.array([clean_name(o) for o in known.dictionary.to_pylist()], a.type).take(known.indices)
     _check_ids(a, col, table)
@@ -376,8 +378,6 @@ def _is_rubbish(name):
     parts = name.split('/')
     hidden = name.startswith(('.', '~$')) or '/.' in name or '/~$' in name or '__MACOSX' in parts
     return hidden or name.endswith('.txt') and bool(_ABOUT.fullmatch(parts[-1]))
-
-# %% ../../nbs/rows/13_tables.ipynb #56c50fed
 _UNPACK = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError,
            ValueError) # of `zipfile`, which has no common one
 def _why(e, info):

@@ -8,7 +8,7 @@ __all__ = ['MOST_HOURS', 'GAP_H', 'HOW', 'times']
 # %% ../../nbs/rows/14_times.ipynb #50cf06db
 import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
-from .tables import MISSING, Table, cell, numbers, refuse
+from .tables import MISSING, Table, arrow_text, cell, numbers, refuse
 
 # %% ../../nbs/rows/14_times.ipynb #f55f274d
 MOST_HOURS = 1e7 # 1,140 years; a larger number makes every later row of its patient late
@@ -27,10 +27,16 @@ def _in_era(t, col, table):
     refuse(wrong, col, table, 'is not between 1900 and 2300', 'leave it empty if it is unknown')
     return t
 
+def _day_seconds(x): # x: day numbers of a spreadsheet, of which 25569 is 1970-01-01
+    "Whole seconds; whole minutes where a number of four decimals, which are 8.64 s, is next to one"
+    s,short = (x-25569)*86_400, (x*1e4-(x*1e4).round()).abs() < 1e-3
+    minute = (s/60).round()*60
+    return s.round().where(~(short & ((s-minute).abs() <= 4.33)), minute)
+
 def _number_times(x, col, table, how, zone):
     "Numbers as hours, or as dates if `how` says so; `ValueError` for those that cannot be hours"
     if how in _EPOCH or how == 'spreadsheet':
-        us = (x*_EPOCH[how]).round() if how in _EPOCH else ((x-25569)*86_400_000).round()*1000 # to the ms, as it shows
+        us = (x*_EPOCH[how]).round() if how in _EPOCH else _day_seconds(x)*1e6
         refuse(us.abs() > 9e15, col, table, f'is no date as {how}', 'declare what it is as time_as in the map')
         t = _in_era(us.astype('Int64').astype('datetime64[us]'), col, table)
         return _zoned(t, col, table, zone) if zone and how == 'spreadsheet' else t # an epoch is UTC
@@ -207,7 +213,7 @@ def _iso(a):
 # %% ../../nbs/rows/14_times.ipynb #1695ec90
 def _text_times(col, table, how, zone):
     "A column of text"
-    a = pa.array(col, pa.large_string())
+    a = arrow_text(col)
     keep = ~np.asarray(pc.or_(pc.is_null(a), pc.is_in(pc.utf8_lower(a), pa.array(MISSING, a.type))))
     if not keep.any(): return pd.Series(np.nan, col.index, name=col.name)
     a,known = a.filter(pa.array(keep)), col[keep]
