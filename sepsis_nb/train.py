@@ -7,12 +7,11 @@ __all__ = ['notebook_path', 'TrainingFailed', 'run_summary', 'run_training', 'ru
 
 # %% ../nbs/02_train.ipynb #2aabfe22
 import json, sys
-from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from .data import read
-from .model.job import Job, PAGES, SiteJob, check_names, check_places
+from .model.job import Job, PAGES, SITE_PARAMETERS, SiteJob, check_names, check_places
 from .model.stays import check_labels, check_septic
 from .report.page import page_html
 from .settings import Settings, load_settings, private_folder
@@ -93,7 +92,7 @@ def run_training(params:dict, settings:Settings|None=None, page=None, quiet=Fals
 
 def run_site(params:dict, settings:Settings|None=None, quiet=False)->tuple: # Of `SiteJob`, `load_settings`
     "Run `site.ipynb` and render it, as `run_training`"
-    check_names(params, [f.name for f in fields(SiteJob)])
+    check_names(params, SITE_PARAMETERS)
     settings = settings or load_settings()
     check_places(SiteJob(**params), settings)
     return _run_page(notebook_path(settings.home, 'site.ipynb'), params, settings, quiet)

@@ -8,17 +8,16 @@ __all__ = ['BLOCK', 'BATCH', 'UNREAD', 'text_blocks', 'Events', 'read_long']
 # %% ../../nbs/rows/16_events.ipynb #ca596f45
 import numpy as np, pandas as pd, pyarrow as pa
 from fastcore.basics import patch
-from os.path import commonpath
 from pathlib import Path
 from pyarrow import parquet
 from tempfile import TemporaryDirectory
 from .cells import Cells
-from .maps import TableMap, name_key, places, unit_of
+from .maps import TableMap, known_code, name_key, places, unit_of, whole_text
 from .signals import SIGNALS
 from .tables import Table, ending, exact_below, ids, numbers, parse_table, read_table, refuse
 from .times import times
 from .units import conversion
-from .wide import Part, category, described, in_utc
+from .wide import Part, category, described, in_utc, refuse_apart
 
 # %% ../../nbs/rows/16_events.ipynb #6da75fbf
 BLOCK = 1 << 27 # bytes of a text file
@@ -55,10 +54,6 @@ def _at(t, names, where):
     out |= {f'unit{i}':u for i,u in enumerate(t.unit) if name_key(u) in keys}
     return {k:keys[name_key(v)] for k,v in out.items()}
 
-def _whole(text): return text[:-2] if text.endswith('.0') and text[:-2].isdigit() else text
-def _code(text, known): # whole numbers beside empty cells are floats to many programs
-    return text if text in known else _whole(text)
-
 def _whole_ids(col, table): # col: not of text
     known = np.flatnonzero(col.notna())
     return ids(col.iloc[known], table._replace(rows=np.array([table.row(i) for i in known]))).reindex(col.index)
@@ -70,7 +65,7 @@ def _typed(table, t, known): # known: of `places`
     for k in df.columns.intersection(['patient', 'person']):
         if df[k].dtype != 'str': df[k] = _whole_ids(table.df[at[k]], table)
     text = df.drop(columns='value').astype('str').where(df.drop(columns='value').notna())
-    text['code'] = text.code.str.strip().map(lambda o: _code(o, known), na_action='ignore')
+    text['code'] = text.code.str.strip().map(lambda o: known_code(o, known), na_action='ignore')
     row,x = np.array([table.row(i) for i in range(len(df))], np.int64), np.full(len(df), np.nan)
     def some(rows): return table.df[at['value']][rows], table._replace(rows=row[rows])
     plain = text.code.isin([k for k,c in known.items() if not c.values and c.value is None]).to_numpy()
@@ -146,10 +141,7 @@ def _check_apart(ev):
                  'AND patient IS NOT NULL GROUP BY who, folder) GROUP BY who HAVING count(*) > 1 ORDER BY who LIMIT 1')
     if not two: return
     who,*met = two[0]
-    met = [ev.origin[f] for f in met]
-    a,b = (p.relative_to(commonpath(met)).as_posix() for p in met)
-    raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
-                     'or put the files of one source into one folder')
+    refuse_apart(who, *(ev.origin[f] for f in met))
 
 class Events:
     "The files of one long table, open in the engine"
@@ -202,8 +194,8 @@ def survey(self:Events):
     told,read,left,empty,lost,events = [], [], 0, 0, np.zeros(2, int), 0
     for code,*unit,kept,n,values,no_who,no_time,infinite in found:
         same = f"code {'IS NULL' if code is None else f'= {_sql(code)}'} AND {self.kept}"
-        said = unit_of([_whole(o) for o in unit if o], self.t)
-        raw,code = code, _code((code or '').strip(), self.known)
+        said = unit_of([whole_text(o) for o in unit if o], self.t)
+        raw,code = code, known_code((code or '').strip(), self.known)
         c = self.known.get(code)
         if not kept: left += n; continue
         if c is None:
@@ -267,7 +259,7 @@ def index(self:Events, read):
     names = ['code', *self.units, 'signal', 'factor', 'zero', 'fixed']
     codes = pd.DataFrame([(*o[:-4], signals.index(o[-4]), *o[-3:]) for o in read], columns=names)
     choice = _choices(self.t)
-    rank = codes.code.map(lambda o: choice.get(_code(o.strip(), self.known), 0))
+    rank = codes.code.map(lambda o: choice.get(known_code(o.strip(), self.known), 0))
     self.ranked = bool(rank.any())
     codes['place'] = codes.signal+rank*len(signals)
     self.put('codes', codes.astype(dict(signal='int32', place='int32', factor=float, zero=float, fixed=float)))

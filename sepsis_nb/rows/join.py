@@ -9,7 +9,6 @@ __all__ = ['KEYS', 'Source', 'note', 'column_note', 'join_parts', 'head_columns'
 import numpy as np, pandas as pd
 from contextlib import suppress
 from dataclasses import dataclass
-from os.path import commonpath
 from pathlib import Path
 from .events import UNREAD, read_long, text_blocks
 from .findings import noted
@@ -18,7 +17,7 @@ from .onset import LabelRule, assumed_rule, check_onset, label_rows, of_one_stay
 from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table
 from .times import GAP_H
-from .wide import COLUMNS, UNCHOSEN, chosen, read_wide
+from .wide import COLUMNS, UNCHOSEN, chosen, read_wide, refuse_apart
 
 # %% ../../nbs/rows/19_join.ipynb #febd71fa
 @dataclass(frozen=True)
@@ -242,9 +241,7 @@ def _check_apart(got, t): # got: [(path, Part)] of one wide table
     for p,part in got:
         for who in part.rows.patient_id.unique() if 'patient_id' in part.rows else ():
             if (o := met.setdefault(who, p)) == p or not alone and o.parent == p.parent: continue
-            a,b = (q.relative_to(commonpath((o, p))).as_posix() for q in (o, p))
-            raise ValueError(f'{a} and {b} both have the patient {who}; give each stay a name of its own, '
-                             'or put the files of one source into one folder')
+            refuse_apart(who, o, p)
 
 _SPLITS = 'train', 'tuning', 'held_out', 'val', 'validation', 'test' # parts of one task, as shards with numbers are
 def _check_tasks(mine, t): # mine: paths of one table

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMES', 'COLUMN_KEYS', 'Column', 'TableMap', 'SourceMap', 'columns_of', 'systems', 'parse_map', 'built_in',
-           'load_map', 'places', 'unit_of', 'name_key', 'missing', 'fit_names', 'assign', 'recognise']
+           'load_map', 'places', 'whole_text', 'known_code', 'unit_of', 'name_key', 'missing', 'fit_names', 'assign',
+           'recognise']
 
 # %% ../../nbs/rows/15_maps.ipynb #9deb0b08
 import tomllib
@@ -220,6 +221,10 @@ def places(t:TableMap)->dict:
         for code in (p+o for o in codes for p in t.prefix or ('',) if s.name not in given):
             found.setdefault(code, Column(s.name, code))
     return {k:c for k,c in found.items() if k not in t.ignore}
+
+def whole_text(text): return text[:-2] if text.endswith('.0') and text[:-2].isdigit() else text
+def known_code(text, known): # whole numbers beside empty cells are floats to many programs: 8541.0
+    return text if text in known else whole_text(text)
 
 def unit_of(said, t)->str: # said: what the unit columns of an event hold, or None; t: `TableMap`
     "The unit that a row of a long table says; empty: none"

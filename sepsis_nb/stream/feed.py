@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
-from ..rows.maps import Column, SourceMap, load_map, name_key, places, unit_of
+from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, places, unit_of, whole_text
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, check_json, is_plain
 from ..rows.tables import MISSING, Table, ids
@@ -131,18 +131,17 @@ def _canonical(v, k, factor, zero, values):
     raise BadMessage(f"unknown-category: {k} is {word[:40]!r}, known are {', '.join(values)}")
 
 # %% ../../nbs/stream/26_feed.ipynb #c378ef63
-def _whole(text): return text[:-2] if text.endswith('.0') and text[:-2].isdigit() else text # 8541.0, as for a table
 def _measurement(obj, t, codes, feed):
     "(signal, value) of a message with one measurement"
     code = str(obj[t.code]).strip()
-    code = code if code in codes else _whole(code)
+    code = known_code(code, codes)
     if not (c := codes.get(code)): raise BadMessage(f'no-signal: {t.code} {code[:40]!r} is not in the map {feed.name}')
     for k,kept in t.only.items():
-        if k in obj and (v := _whole('' if obj[k] is None else str(obj[k]).strip())) not in kept: raise BadMessage(
+        if k in obj and (v := whole_text('' if obj[k] is None else str(obj[k]).strip())) not in kept: raise BadMessage(
             f"no-signal: {k} is {v[:40]!r}, not {' or '.join(kept)}")
     v = obj.get(t.value) if c.value is None else c.value
     if c.values or c.value is not None: return c.signal, _canonical(v, t.value, 1., 0., c.values)
-    said = tuple(_whole(str('' if obj.get(u) is None else obj[u]).strip()) for u in t.unit)
+    said = tuple(whole_text(str('' if obj.get(u) is None else obj[u]).strip()) for u in t.unit)
     if (how := feed.units.get((code, said))) is None:
         try: how = conversion(SIGNALS[c.signal], unit_of(said, t) or c.unit, code)
         except ValueError as e: raise BadMessage(f'unknown-unit: {str(e)[:200]}') from None
