@@ -2136,6 +2136,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'sepsis_nb/stream/transport.py'),
                                             'sepsis_nb.stream.transport.FetchConsumer.getmany': ( 'stream/transport.html#fetchconsumer.getmany',
                                                                                                   'sepsis_nb/stream/transport.py'),
+                                            'sepsis_nb.stream.transport.FetchConsumer.skips_rows': ( 'stream/transport.html#fetchconsumer.skips_rows',
+                                                                                                     'sepsis_nb/stream/transport.py'),
                                             'sepsis_nb.stream.transport.FetchConsumer.start_reading': ( 'stream/transport.html#fetchconsumer.start_reading',
                                                                                                         'sepsis_nb/stream/transport.py'),
                                             'sepsis_nb.stream.transport.FetchConsumer.verify_event_path': ( 'stream/transport.html#fetchconsumer.verify_event_path',

@@ -94,9 +94,10 @@ class FetchConsumer(driver.Consumer):
         if self.should_stop or records is None: return
         if not self.flow_active: await self.perform_seek(); return
         if generation != self.placed: return
-        found = {tp:o for tp,o in records.items() if o and (active is None or tp in active)}
-        ends = {tp:end for tp,end in self._thread.positions.items() if self.at.get(tp, end) != end}
-        if not ends or not await self.follows(found): return
+        found = {tp:o for tp,o in records.items() if o and tp in self.at and (active is None or tp in active)}
+        now = {tp:o[-1].offset+1 for tp,o in found.items()} | self._thread.positions
+        ends = {tp:end for tp,end in now.items() if self.at.get(tp, end) != end}
+        if not ends or not await self.follows(found, ends): return
         self.at |= ends
         for tp in found: self.app.monitor.track_tp_end_offset(tp, self.highwater(tp))
         m = bundle(found, ends, generation)
@@ -126,13 +127,19 @@ async def start_reading(self:FetchConsumer):
     self.placed,self.at = generation,starts
     return True
 @patch
-async def follows(self:FetchConsumer, found):
-    "Whether records go on where reading was, but for control records; if not, partitions are to be placed again"
-    for tp,(first,*_) in found.items():
-        if first.offset == (at := self.at[tp]): continue
-        if first.offset > at and (await self.earliest_offsets(tp))[tp] <= at: continue
-        self.placed = None
-        return False
+async def skips_rows(self:FetchConsumer, tp, at, to):
+    "Whether the client went from one offset to another by more than control records"
+    return to != at and (to < at or (await self.earliest_offsets(tp))[tp] > at)
+@patch
+async def follows(self:FetchConsumer, found, ends): # as of `bundle`
+    """Whether reading went on where it was; if not, partitions are to be placed again. Shortens `ends` to the last
+    record where rows are missing behind it: the next fetch finds them"""
+    for tp in ends:
+        rows = found.get(tp)
+        if await self.skips_rows(tp, self.at[tp], rows[0].offset if rows else ends[tp]):
+            self.placed = None
+            return False
+        if rows and await self.skips_rows(tp, last := rows[-1].offset+1, ends[tp]): ends[tp] = last
     return True
 @patch
 def verify_event_path(self:FetchConsumer, now, tp):
