@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'LARGE', 'WORKUP', 'BEDSIDE_SCORES', 'OTHER_SEED', 'TOGETHER', 'sparse', 'binned', 'fit_trees', 'trees',
-           'points', 'linear', 'filled', 'BaselinePlan', 'cross_fit', 'positives_by_fold', 'family_columns',
-           'baselines', 'ablation_parts', 'ablation']
+           'points', 'linear', 'filled', 'BaselinePlan', 'cross_fit', 'positives_by_fold', 'alerts_by_fold', 'Baseline',
+           'measure', 'family_columns', 'baselines', 'differences', 'ablation_parts', 'ablation']
 
 # %% ../../nbs/model/52_compare.ipynb #2cee7374
 import lightgbm as lgb, numpy as np, pandas as pd
@@ -19,7 +19,8 @@ from ..features import FAMILIES, Feature, FeatureSpec, SPECS, extract, over
 from .cohort import ranking
 from .gate import paired
 from .kinds import KINDS, in_threads
-from .metrics import Cohort, evaluate
+from .metrics import Cohort, intervals
+from .policy import budget_policy, table_alerts
 from .stays import Stays, sample_weights
 from .utility import grid_utility
 
@@ -102,6 +103,31 @@ def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # fold, r: (n,) fold an
         if c.max() > 0: out[(fold == i) & (r >= s[ends[c.argmax()]])] = True
     return out
 
+# %% ../../nbs/model/52_compare.ipynb #228f251e
+def alerts_by_fold(stays:Stays, fold, r, budget=.2)->np.ndarray: # fold, r: (n,) fold and held-out risk or score
+    "(n,) bool: alerts of each fold, by the `budget_policy` of the other folds"
+    p,out = (r-r.min()+1)/(np.ptp(r)+2) if r.min() < 0 or r.max() > 1 else r, np.zeros(len(r), bool)
+    for i in range(fold.max()+1):
+        k = fold == i
+        policy = budget_policy(p[~k], stays.stay[~k], stays.hour[~k], budget=budget)
+        out[k] = table_alerts(policy, stays.who[k], stays.hour[k], stays.stay[k], p[k])
+    return out
+
+class Baseline(NamedTuple):
+    "A risk on the folds of the main models, measured as they are"
+    metrics:pd.DataFrame    # From `evaluate`; alerts at the budget
+    resamples:pd.DataFrame  # Of `Cohort.draws`
+    alert:np.ndarray        # (n,) bool
+    learned:bool            # False: one risk for all rows of a fold
+
+def measure(stays:Stays, fold, r, n=200, seed=42, budget=.2)->Baseline: # fold, r: (n,)
+    "Figures of held-out risks: the utility at its own threshold, alerts at the budget"
+    alert = alerts_by_fold(stays, fold, r, budget)
+    c = Cohort(*stays.of(r, positives_by_fold(stays, fold, r)), alert=alert, rule=stays.rule)
+    draws = c.draws(n, seed)
+    learned = any(np.ptp(r[fold == i]) > 0 for i in range(fold.max()+1))
+    return Baseline(intervals(c.values(), draws), draws, alert, learned)
+
 # %% ../../nbs/model/52_compare.ipynb #2ccbfa19
 WORKUP = 'clock', 'timing', 'workup' # families of when, how often and in what order something was measured
 def family_columns(spec:FeatureSpec, *families)->list: # families: keys of `FAMILIES`
@@ -132,17 +158,30 @@ def _partial(stays, f):
             BaselinePlan('quick LightGBM', trees, X, f), BaselinePlan('large trees', large, X, f)]
 
 # %% ../../nbs/model/52_compare.ipynb #e28708d8
-def baselines(stays:Stays, fold, seed=42, progress=lambda it, **kw: it, n=200)->tuple: # fold: (patients,); n: resamples
-    "Two dicts of name to `evaluate`, as the table has them: on the folds of the main models, and on split rows"
+def baselines(
+    stays:Stays, fold, seed=42, progress=lambda it, **kw: it, # fold: (patients,)
+    n=200,      # Resamples
+    budget=.2,  # Alerts per patient-day
+)->tuple:
+    "Two dicts of name to `Baseline`, as the table has them: on the folds of the main models, and on split rows"
     f = fold[stays.who]
     plans = [*_bedside(stays, f), *_partial(stays, f)]
     at_random = np.random.default_rng(seed).permutation(len(f)) % (f.max()+1)
     plans += [p._replace(name=f'{p.name}, rows split', fold=at_random, crossed=True) for p in plans[-2:]]
-    def metrics(p, r):
-        return evaluate(*stays.of(r, positives_by_fold(stays, p.fold, r)), n=n, seed=seed, rule=stays.rule)
-    jobs = (delayed(metrics)(p, r) for p,r in zip(plans, cross_fit(plans, stays, seed, progress)))
+    jobs = (delayed(measure)(stays, p.fold, r, n, seed, budget)
+            for p,r in zip(plans, cross_fit(plans, stays, seed, progress)))
     found = list(zip(plans, in_threads(jobs, progress)))
     return tuple({p.name:m for p,m in found if p.crossed == k} for k in (False, True))
+
+# %% ../../nbs/model/52_compare.ipynb #9150b6d8
+def differences(best, others:dict, metrics=('utility', 'auroc', 'ppv_alert', 'sensitivity_window'))->dict:
+    "Name to `paired`: what `best` has more than each of `others`; both with `metrics` and `resamples` of the same patients"
+    def record(o, n): return dict(value=o.metrics.value, draws=o.resamples[:n])
+    def one(o):
+        n = min(len(best.resamples), len(o.resamples))
+        known = [m for m in metrics if np.isfinite(best.resamples[m][:n]-o.resamples[m][:n]).any()]
+        return paired(record(o, n), record(best, n), known)
+    return {k:one(o) for k,o in others.items()}
 
 # %% ../../nbs/model/52_compare.ipynb #c3f3f3eb
 OTHER_SEED = 'nothing, other seed'

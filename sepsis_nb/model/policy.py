@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATE', 'REFRACTORY_H', 'Policy', 'threshold_policy', 'never_policy', 'new_policy_states', 'apply_policy',
            'table_alerts', 'policy_evidence', 'candidate_thresholds', 'hysteresis', 'try_thresholds', 'choose_policy',
-           'policy_targets']
+           'budget_policy', 'policy_targets']
 
 # %% ../../nbs/model/31_policy.ipynb #p0licy01
 import numpy as np, pandas as pd
@@ -167,6 +167,18 @@ def choose_policy(
     best = t.drop(columns='holds').iloc[[k-1]].to_dict('records')[0]
     at = best.pop('threshold')
     return Policy(at, hysteresis(at), evidence=best, why=f'lowest threshold with {want}; {end}', **given), t
+
+# %% ../../nbs/model/31_policy.ipynb #f34adbbc
+def budget_policy(risk, stay, hour=None, indeterminate=None, budget=.2)->Policy: # (n,) as of `choose_policy`
+    "The lowest threshold down to which the budget holds, whatever it finds: to compare risks at one burden"
+    code,k = pd.factorize(np.asarray(stay))[0], 0
+    thresholds = candidate_thresholds(risk, code, np.zeros(len(code), bool) if indeterminate is None else indeterminate)
+    most = budget*patient_days(code, hour).sum()
+    def at(t): return Policy(float(t), hysteresis(float(t)), REFRACTORY_H, budget)
+    def spends(t): return table_alerts(at(t), code, hour, 0, risk, indeterminate).sum() > most
+    for step in 8, 1:
+        while k+step <= len(thresholds) and not spends(thresholds[k+step-1]): k += step
+    return at(thresholds[k-1]) if k else never_policy('the highest threshold spends the budget', budget=budget)
 
 # %% ../../nbs/model/31_policy.ipynb #26573c3c
 def policy_targets(policy, found)->pd.DataFrame: # found: `policy_evidence` of other patients
