@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'LARGE', 'WORKUP', 'BEDSIDE_SCORES', 'OTHER_SEED', 'TOGETHER', 'sparse', 'binned', 'fit_trees', 'trees',
            'points', 'linear', 'filled', 'BaselinePlan', 'cross_fit', 'positives_by_fold', 'alerts_by_fold', 'Baseline',
-           'measure', 'family_columns', 'baselines', 'differences', 'ablation_parts', 'ablation']
+           'measure', 'family_columns', 'bedside_risks', 'baselines', 'differences', 'ablation_parts', 'ablation']
 
 # %% ../../nbs/model/52_compare.ipynb #2cee7374
 import lightgbm as lgb, numpy as np, pandas as pd
@@ -144,6 +144,12 @@ def _bedside(stays, f):
     scores = [BaselinePlan(o, points, X, f, [i]) for i,o in enumerate(BEDSIDE_SCORES.values(), 1)]
     known = [p for p in scores if not np.isnan(X[:,p.columns]).all()]
     return [BaselinePlan('clock alone', clock, X, f, [0]), *known]
+
+# %% ../../nbs/model/52_compare.ipynb #163c519e
+def bedside_risks(stays:Stays, fold, seed=42, progress=lambda it, **kw: it)->dict: # fold: (patients,)
+    "Name to (n,): held-out risk of the clock, and points of the scores, -1 where unknown"
+    plans = _bedside(stays, fold[stays.who])
+    return dict(zip((p.name for p in plans), cross_fit(plans, stays, seed, progress)))
 
 # %% ../../nbs/model/52_compare.ipynb #39b5e06f
 def _partial(stays, f):

@@ -58,8 +58,8 @@ def is_flat(curve:pd.DataFrame)->bool: # From `utility_curve`
 
 # %% ../../nbs/model/46_curves.ipynb #a59a9056
 def gain_range(curve:pd.DataFrame)->tuple|None: # Lowest and highest threshold; None: at no threshold
-    "Longest range of thresholds of a `decision_curve` at which the model beats acting on all and on none"
-    better = curve.gain_lo > 0 if 'gain_lo' in curve else curve.model > curve[['all', 'none']].max(axis=1)
+    "Longest range of a curve of `unit_benefit` in which alerting by the model beats alerting on all and on none"
+    better = curve['gain_lo' if 'gain_lo' in curve else 'gain'] > 0
     run = (better != better.shift()).cumsum()[better]
     if len(run): return tuple(run.index[run == run.mode()[0]][[0, -1]])
 

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from sklearn.metrics import roc_auc_score
 from .cohort import labelled_grid
 from .metrics import METRICS, evaluate
-from .utility import DT_EARLY, DT_LATE
+from .utility import DT_LATE
 from ..rows.onset import CHALLENGE_RULE, onset_of
 from ..rows.signals import SIGNALS
 
@@ -90,12 +90,10 @@ def example_stays(label, risk, alert, stay, hour, rule=CHALLENGE_RULE)->dict: # 
     code,ids = pd.factorize(stay)
     onset,seen = onset_of(label, hour, rule, code)
     d = pd.DataFrame(dict(stay=stay, risk=risk, alert=alert, dt=hour-onset[code]))
-    near,by,all_ = (o.groupby('stay', sort=False) for o in (d[~(d.dt > DT_LATE)], d[alert & (d.dt <= 0)], d))
-    t = (-all_.dt.min()).to_frame('before').assign(lead=-by.dt.min(), risk=near.risk.max(), alerts=near.alert.sum())
-    sick = t[pd.Series(seen, ids).reindex(t.index)] # an onset that was seen
-    if (sick.before >= 18).any(): sick = sick[sick.before >= 18] # h
-    kinds = {'early alert':(sick[sick.lead <= -DT_EARLY], 'lead'),
-             'missed stay':(sick[sick.alerts == 0], 'risk'),
-             'false alert':(t[t.before.isna() & (t.alerts > 0)], 'risk')}
+    by,until = (d[o].groupby('stay', sort=False) for o in (d.alert & (d.dt <= 0), ~(d.dt > DT_LATE)))
+    t = until[['risk', 'alert']].max().assign(lead=-by.dt.min())
+    sick,never = (t[pd.Series(o, ids).reindex(t.index)] for o in (seen, np.isnan(onset)))
+    kinds = {'early alert':(sick.dropna(subset='lead'), 'lead'), 'missed stay':(sick[~sick.alert], 'risk'),
+             'false alert':(never[never.alert], 'risk')}
     found = {k:o.sort_values(by, kind='stable').index for k,(o,by) in kinds.items()}
     return {k:o[(len(o)-1)//2] for k,o in found.items() if len(o)}

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from .kinds import KINDS, fit_model, raw_risk
 from .search import Outcome
 from .stays import Stays
-from .utility import DT_EARLY, from_onset
+from .utility import DT_LATE, from_onset
 from ..rows.onset import CHALLENGE_RULE
 
 # %% ../../nbs/model/51_explain.ipynb #b6a781da
@@ -65,10 +65,7 @@ def contribution_table(contrib, x, names)->pd.DataFrame: # (features+1,), (featu
 
 # %% ../../nbs/model/51_explain.ipynb #fb4f1ab9
 def explained_row(hours, risk, alert, label, rule=CHALLENGE_RULE)->int: # (k,) each, of one stay
-    "Which row to explain, a position: first alert near onset, first alert, highest risk near onset, or of all"
-    dt = from_onset(np.asarray(label), np.zeros(len(hours), int), hours, rule)
-    alert = np.asarray(alert, bool)
-    near = (dt >= DT_EARLY) & (dt <= 0)
-    for k in (alert & near, alert):
-        if k.any(): return int(k.argmax())
-    return int(np.where(near if near.any() else True, risk, -1).argmax())
+    "Which row to explain, a position: the first alert, or the highest risk up to 3 h after onset, or of all"
+    if np.any(alert): return int(np.argmax(alert))
+    late = from_onset(np.asarray(label), np.zeros(len(hours), int), hours, rule) > DT_LATE
+    return int(np.where(late & ~late.all(), -1, risk).argmax())

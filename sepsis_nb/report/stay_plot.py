@@ -25,14 +25,16 @@ def _stay_text(h, risk, alert, label, kind, policy, rule=CHALLENGE_RULE):
     "What happened in a stay, in words"
     alerts,onset = h[alert],_onset(h, label, rule)
     if not (np.asarray(label) == 1).any():
-        return f'{kind}: {len(alerts)} alert{"s"*(len(alerts) != 1)} in {len(h)} hours of a stay without sepsis'
+        many,hours = 's'*(len(alerts) != 1), f'{h[-1]-h[0]+1:.0f} hours'
+        return f'{kind}: {len(alerts)} alert{many} in {hours} of a stay without sepsis'
     if onset is None: return f'{kind}: septic from the first row'
-    def near(t): return (t >= onset+DT_EARLY) & (t <= onset+DT_LATE)
-    if len(found := alerts[near(alerts)]):
+    if len(found := alerts[alerts <= onset+DT_LATE]):
         side = 'before' if found[0] <= onset else 'after'
-        return f'{kind}: the alert comes {abs(onset-found[0]):.0f} h {side} onset'
-    highest = percent(risk[near(h)].max(initial=0))
-    text = f'{kind}: no alert around an onset in hour {onset:.0f}; the risk stays at or below {highest}'
+        which = f'first of {len(found)} alerts' if len(found) > 1 else 'alert'
+        return f'{kind}: the {which} comes {abs(onset-found[0]):.0f} h {side} onset'
+    highest = percent(risk[h <= onset+DT_LATE].max(initial=0))
+    text = (f'{kind}: no alert up to {DT_LATE} h after an onset in hour {onset:.0f}; '
+            f'the risk stays at or below {highest}')
     return text if policy.never else f'{text}, the alert threshold is {percent(policy.alert_threshold)}'
 
 # %% ../../nbs/report/31_stay_plot.ipynb #43b70bce
@@ -96,6 +98,7 @@ def plot_stay(
     why, at,              # `contribution_table` of one row, and which row (0 to k-1); None: no bars
     signals:pd.DataFrame, # k rows of measured values, one strip a column
     rule=CHALLENGE_RULE,  # What label 1 means
+    until=None,           # Hour at which the axis ends; None: with the stay
 ):
     "One stay hour by hour"
     title = _stay_text(hour, risk, alert, label, kind, policy, rule)
@@ -114,5 +117,6 @@ def plot_stay(
         for o in axd.values():
             o.axvspan(first, last, color=GREEN, alpha=.12, lw=0, label='rewarded by the utility')
             o.axvline(onset, color=BLACK, lw=1, label='onset')
+    if until is not None: ax.set_xlim(0, until+1)
     fig.legend(*ax.get_legend_handles_labels(), fontsize=8, ncols=4, loc='outside lower left', frameon=False)
     return fig
