@@ -16,7 +16,7 @@ from ..rows.onset import CHALLENGE_RULE
 def stay_counts(label, alerts, stay, hour=None, rule=CHALLENGE_RULE)->dict: # alerts: list of (n,) bool
     "`stay` and `alert` to (true, false), each (stays, alerts) counts; `days` observed; others as of `evaluate`"
     g,y = labelled_grid(label, stay, hour)
-    dt,septic,_,days = onset_and_days(y, g, rule)
+    dt,septic,days = onset_and_days(y, g, rule)
     tallies = np.stack([alert_tally(g.code, dt, g.total(o), len(days))[0] for o in alerts], axis=1) # stays, alerts, 3
     every,window,by_onset = np.moveaxis(tallies, 2, 0)
     alerted,timely = (every > 0)*1., ((by_onset > 0) & septic[:,None])*1.

@@ -30,27 +30,27 @@ def alert_tally(code, dt, alerts, stays): # (cells,) stay, h from onset, number 
     return n, lead
 
 def onset_and_days(label, grid, rule=CHALLENGE_RULE): # (cells,) 0/1 or NaN; the `HourlyGrid` of the cells
-    "(cells,) hours from onset; and of each stay: septic, onset seen, days observed"
-    onset,seen = onset_of(label, grid.hour, rule, grid.code)
-    return grid.hour-onset[grid.code], ~np.isnan(onset), seen, grid.days()
+    "(cells,) hours from onset; and of each stay: septic, days observed"
+    onset,_ = onset_of(label, grid.hour, rule, grid.code)
+    return grid.hour-onset[grid.code], ~np.isnan(onset), grid.days()
 
 # %% ../../nbs/model/43_burden.ipynb #14500229
 def stay_alerts(label, alert, stay, hour=None, rule=CHALLENGE_RULE)->pd.DataFrame: # (n,) as of `evaluate`; index stay
-    """One row a stay with any label, in order of appearance: `septic`, `onset_seen`, `days`, `alerts`,
-    `window_alerts`, `in_time` (any by onset), `in_window`, `lead_time` (h; NaN: none)"""
+    """One row a stay with any label, in order of appearance: `septic`, `days`, `alerts`, `window_alerts`, `in_time`
+    (any by onset), `in_window`, `lead_time` (h; NaN: none)"""
     stay = np.asarray(stay)
     known = pd.unique(stay[np.isin(stay, stay[~np.isnan(np.asarray(label, float))])])
     g,y = labelled_grid(label, stay, hour)
-    dt,septic,seen,days = onset_and_days(y, g, rule)
+    dt,septic,days = onset_and_days(y, g, rule)
     n,lead = alert_tally(g.code, dt, g.total(alert), len(days))
     alerts,window,by_onset = n.T.astype(int)
-    out = dict(septic=septic, onset_seen=seen, days=days, alerts=alerts, window_alerts=window,
-               in_time=by_onset > 0, in_window=window > 0, lead_time=np.where(seen, lead, np.nan))
+    out = dict(septic=septic, days=days, alerts=alerts, window_alerts=window, in_time=by_onset > 0,
+               in_window=window > 0, lead_time=lead)
     return pd.DataFrame(out, index=pd.Index(known, name='stay'))
 
 def lead_times(label, alert, stay, hour=None, rule=CHALLENGE_RULE)->pd.Series: # (n,) as of `evaluate`; index stay
-    "Hours from first alert to onset of septic stays with a seen onset; NaN: no alert up to 3 h after it"
-    return stay_alerts(label, alert, stay, hour, rule).query('onset_seen').lead_time
+    "Hours from first alert to onset of septic stays; NaN: no alert up to 3 h after it"
+    return stay_alerts(label, alert, stay, hour, rule).query('septic').lead_time
 
 # %% ../../nbs/model/43_burden.ipynb #0de8ab8a
 def alert_sums(n, septic, days): # (stays, 3) from `alert_tally`; (stays,) bool; (stays,)
@@ -78,7 +78,7 @@ def burden_curve(
     thresholds = np.sort(thresholds)[::-1]
     alert_at = alert_at or (lambda t: alert_starts(np.asarray(risk) >= t, stay))
     g,y = labelled_grid(label, stay, hour)
-    dt,septic,_,days = onset_and_days(y, g, rule)
+    dt,septic,days = onset_and_days(y, g, rule)
     tallies = [alert_tally(g.code, dt, g.total(alert_at(t)), len(days))[0] for t in thresholds]
     sums = np.stack([alert_sums(o, septic, days) for o in tallies], axis=2)
     out = pd.DataFrame(burden_metrics(*sums.sum(0)), index=pd.Index(thresholds, name='threshold'))

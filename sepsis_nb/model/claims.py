@@ -24,7 +24,7 @@ _SUMS = 'alerts', 'window_alerts', 'hours', 'septic', 'in_window', 'before', 'al
 def _stay_sums(label, alert, stay, hour, rule):
     "(stays, 8) what adds up, `_SUMS`; (stays, 3) hours that could have had an alert: all, window, before onset"
     g,y = labelled_grid(label, stay, hour)
-    dt,septic,_,days = onset_and_days(y, g, rule)
+    dt,septic,days = onset_and_days(y, g, rule)
     alerts = g.total(alert)
     (n,window,_),k = alert_tally(g.code, dt, alerts, len(days))[0].T, len(days)
     def hours(at): return np.bincount(g.code[at], minlength=k)

@@ -88,11 +88,11 @@ def indeterminate_effect( # (n,) as of `Decisions`
 def example_stays(label, risk, alert, stay, hour, rule=CHALLENGE_RULE)->dict: # (n,) as of `evaluate`
     "`early alert`, `missed stay` and `false alert` to the median stay of the kind; absent: there is none"
     code,ids = pd.factorize(stay)
-    onset,seen = onset_of(label, hour, rule, code)
+    onset,_ = onset_of(label, hour, rule, code)
     d = pd.DataFrame(dict(stay=stay, risk=risk, alert=alert, dt=hour-onset[code]))
     by,until = (d[o].groupby('stay', sort=False) for o in (d.alert & (d.dt <= 0), ~(d.dt > DT_LATE)))
     t = until[['risk', 'alert']].max().assign(lead=-by.dt.min())
-    sick,never = (t[pd.Series(o, ids).reindex(t.index)] for o in (seen, np.isnan(onset)))
+    sick,never = (t[pd.Series(o, ids).reindex(t.index)] for o in (~np.isnan(onset), np.isnan(onset)))
     kinds = {'early alert':(sick.dropna(subset='lead'), 'lead'), 'missed stay':(sick[~sick.alert], 'risk'),
              'false alert':(never[never.alert], 'risk')}
     found = {k:o.sort_values(by, kind='stable').index for k,(o,by) in kinds.items()}

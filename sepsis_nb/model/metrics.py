@@ -81,12 +81,12 @@ class Cohort:
             f'all {len(y)} known labels are {kinds[0] if len(kinds) else "missing"}; metrics need both classes')
         if np.isnan(r).any(): raise ValueError(
             f'{np.isnan(r).sum()} of {len(r)} labelled rows have no risk; score them or leave them out')
-        dt,septic,seen,days = onset_and_days(label, g, rule)
+        dt,septic,days = onset_and_days(label, g, rule)
         alerts = alert_starts(positive, g.code).astype(float) if alert is None else g.total(alert)
         n,lead = alert_tally(g.code, dt, alerts, len(days))
         self.level = _level_sums(label, risk, positive, g.code, utility_at(label, dt))
         self.alerts,self.ranked = alert_sums(n, septic, days), Ranked(y, r, code)
-        led = np.flatnonzero(seen & ~np.isnan(lead))
+        led = np.flatnonzero(~np.isnan(lead))
         self.led = led[np.argsort(lead[led])]
         self.lead = lead[self.led]
         first = np.unique(g.code, return_index=True)[1]

@@ -25,14 +25,14 @@ class BeforeOnset:
     patient:np.ndarray # (stays,) whom to resample
 
 def before_onset(label, risk, stay, hour=None, patient=None, rule=CHALLENGE_RULE)->BeforeOnset: # (n,) as of `evaluate`
-    "The cells up to onset of septic stays whose onset was seen, and all cells of the others"
+    "The cells up to onset of septic stays, and all cells of the others"
     g,y = labelled_grid(label, stay, hour)
-    onset,seen = onset_of(y, g.hour, rule, g.code)
+    onset,_ = onset_of(y, g.hour, rule, g.code)
     first = np.unique(g.code, return_index=True)[1]
     last = np.zeros(len(onset))
     np.maximum.at(last, g.code, g.hour)
     who = np.arange(len(onset)) if patient is None else pd.factorize(g.take(patient)[first])[0]
-    k = (np.isnan(onset) | seen)[g.code] & ~(g.hour > onset[g.code])
+    k = ~(g.hour > onset[g.code])
     risk = g.take(np.asarray(risk, float))
     so_far = pd.Series(risk).groupby(g.code).cummax().to_numpy()
     return BeforeOnset(y[k], risk[k], so_far[k], g.hour[k], g.code[k], onset, last, who)

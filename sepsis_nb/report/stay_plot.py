@@ -17,9 +17,9 @@ from ..rows.signals import SIGNALS
 
 # %% ../../nbs/report/31_stay_plot.ipynb #11d0a6b2
 def _onset(hour, label, rule):
-    "Hour of the onset; None if the stay has none, or one that was not seen"
-    (onset,),(seen,) = onset_of(label, hour, rule)
-    return onset if seen else None
+    "Hour of the onset; None if the stay has none"
+    (onset,),_ = onset_of(label, hour, rule)
+    return None if np.isnan(onset) else onset
 
 def _stay_text(h, risk, alert, label, kind, policy, rule=CHALLENGE_RULE):
     "What happened in a stay, in words"
@@ -27,7 +27,6 @@ def _stay_text(h, risk, alert, label, kind, policy, rule=CHALLENGE_RULE):
     if not (np.asarray(label) == 1).any():
         many,hours = 's'*(len(alerts) != 1), f'{h[-1]-h[0]+1:.0f} hours'
         return f'{kind}: {len(alerts)} alert{many} in {hours} of a stay without sepsis'
-    if onset is None: return f'{kind}: septic from the first row'
     if len(found := alerts[alerts <= onset+DT_LATE]):
         side = 'before' if found[0] <= onset else 'after'
         which = f'first of {len(found)} alerts' if len(found) > 1 else 'alert'
