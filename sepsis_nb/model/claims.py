@@ -9,7 +9,7 @@ __all__ = ['CLAIMS', 'claims', 'plain_utilities']
 import numpy as np, pandas as pd
 from .burden import alert_tally, onset_and_days
 from .cohort import labelled_grid, ratio, resamples
-from .utility import DT_EARLY, DT_LATE, utility
+from .utility import DT_EARLY, DT_LATE, grid_utility
 from ..rows.onset import CHALLENGE_RULE
 
 # %% ../../nbs/model/48_claims.ipynb #59b344c9
@@ -37,7 +37,8 @@ def _values(k, sums): # k: (stays,) how often each counts
     "Claims by name"
     s = dict(zip(_SUMS, k@sums))
     never = k.sum()-s['septic']
-    return dict(ppv_alert=ratio(s['window_alerts'], s['alerts']), alerts_per_patient_day=24*ratio(s['alerts'], s['hours']),
+    return dict(ppv_alert=ratio(s['window_alerts'], s['alerts']),
+                alerts_per_patient_day=24*ratio(s['alerts'], s['hours']),
                 sensitivity_window=ratio(s['in_window'], s['septic']),
                 sensitivity_before=ratio(s['before'], s['septic']),
                 alerted_septic=ratio(s['alerted_septic'], s['septic']), alerted_never=ratio(s['alerted_never'], never))
@@ -54,8 +55,8 @@ def _chance(k, sums, hours): # (stays,) how often each counts; of `_stay_sums`
                 alerted_septic=hit(all_, septic), alerted_never=hit(all_, ~septic))
 
 def claims(label, alert, stay, hour=None, rule=CHALLENGE_RULE, n=1000, seed=42)->pd.DataFrame: # (n,) as of `evaluate`
-    """Index `CLAIMS`: `value` of the alerts and of as many `random` ones, with their 95 % intervals over `n` resamples of
-    the stays (`lo`, `hi`, `random_lo`, `random_hi`); NaN where there is nothing to count"""
+    """Index `CLAIMS`: `value` of the alerts and of as many `random` ones, with their 95 % intervals over `n` resamples
+    of the stays (`lo`, `hi`, `random_lo`, `random_hi`); NaN where there is nothing to count"""
     sums,hours = _stay_sums(label, alert, stay, hour, rule)
     def both(k): return [*_values(k, sums).values(), *_chance(k, sums, hours).values()]
     found,m = np.array(both(np.ones(len(sums)))), len(CLAIMS)
@@ -67,6 +68,9 @@ def claims(label, alert, stay, hour=None, rule=CHALLENGE_RULE, n=1000, seed=42)-
 
 # %% ../../nbs/model/48_claims.ipynb #5d2d8949
 def plain_utilities(label, alert, stay, hour=None, rule=CHALLENGE_RULE)->dict: # (n,) as of `evaluate`
-    "Normalised utility of `alerts`, each counted as one positive hour, and of `every_hour` positive"
-    both = dict(alerts=np.asarray(alert, bool), every_hour=np.ones(len(label), bool))
-    return {k:utility(label, v, stay, hour, rule) for k,v in both.items()}
+    """Normalised utility of `alerts`, each counted as one positive hour, of as many at `random` hours, and of
+    `every_hour` positive"""
+    g,u = grid_utility(label, stay, hour, rule)
+    on,gain,room = g.total(alert) > 0, u[:,1]-u[:,0], (u.max(1)-u[:,0]).sum()
+    return dict(alerts=ratio(gain[on].sum(), room), random=ratio(gain.sum()*on.mean(), room),
+                every_hour=ratio(gain.sum(), room))

@@ -181,7 +181,7 @@ def baselines(
 
 # %% ../../nbs/model/52_compare.ipynb #9150b6d8
 def differences(best, others:dict, metrics=('utility', 'auroc', 'ppv_alert', 'sensitivity_window'))->dict:
-    "Name to `paired`: what `best` has more than each of `others`; both with `metrics` and `resamples` of the same patients"
+    "Name to `paired`: what `best` has more than each of `others`, both measured on the same patients"
     def record(o, n): return dict(value=o.metrics.value, draws=o.resamples[:n])
     def one(o):
         n = min(len(best.resamples), len(o.resamples))

@@ -9,7 +9,8 @@ __all__ = ['roc_pr', 'operating_point', 'utility_curve', 'is_flat', 'gain_range'
 import numpy as np, pandas as pd
 from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_curve, roc_curve
-from .cohort import labelled_grid, resamples
+from .burden import onset_and_days
+from .cohort import labelled_grid, ratio, resamples
 from .utility import DT_LATE, stay_utility, threshold_curve
 from ..rows.onset import CHALLENGE_RULE
 
@@ -64,9 +65,20 @@ def gain_range(curve:pd.DataFrame)->tuple|None: # Lowest and highest threshold; 
     if len(run): return tuple(run.index[run == run.mode()[0]][[0, -1]])
 
 # %% ../../nbs/model/46_curves.ipynb #3ad776b4
-def lead_curve(leads:pd.Series)->pd.DataFrame: # From `lead_times`; index hour from onset, empty without a stay
-    "`share` of septic stays alerted by each hour from onset, its `lo` and `hi` (95 %)"
-    hours = pd.RangeIndex(-48, DT_LATE+1, name='hour') if len(leads) else pd.RangeIndex(0, name='hour')
-    tests = [binomtest(int((leads >= -h).sum()), len(leads)) for h in hours]
-    rows = [(t.statistic, *t.proportion_ci(method='wilson')) for t in tests]
-    return pd.DataFrame(rows, index=hours, columns=['share', 'lo', 'hi'])
+def lead_curve(label, alert, stay, hour=None, rule=CHALLENGE_RULE)->pd.DataFrame: # (n,) as of `evaluate`
+    """Index hour from onset, empty without a septic stay: `stays` septic and observed then, the `share` of them alerted
+    by then with `lo` and `hi` (95 %), and the share of `never` septic stays alerted by the same hours of their stays"""
+    g,y = labelled_grid(label, stay, hour)
+    dt,septic,_ = onset_and_days(y, g, rule)
+    ever = pd.Series(g.total(alert) > 0).groupby(g.code).cummax().to_numpy()
+    first = g.hour[np.unique(g.code, return_index=True)[1]]
+    since,well = (g.hour-first[g.code]).astype(int), ~septic[g.code]
+    usual = ratio(*(np.bincount(since[well], o, 1+since.max()) for o in (ever[well], ever[well] | True)))
+    k = (dt >= -48) & (dt <= DT_LATE)
+    d = pd.DataFrame(dict(hour=np.floor(dt[k]).astype(int), ever=ever[k], never=usual[since[k]]))
+    def row(t):
+        test = binomtest(int(t.ever.sum()), len(t))
+        return len(t), test.statistic, *test.proportion_ci(method='wilson'), t.never.mean()
+    rows = {h:row(t) for h,t in d.groupby('hour')}
+    columns = ['stays', 'share', 'lo', 'hi', 'never']
+    return pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('hour')

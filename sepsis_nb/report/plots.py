@@ -257,21 +257,25 @@ def plot_burden(
     return fig
 
 # %% ../../nbs/report/30_plots.ipynb #5300113d
-def plot_lead_times(curve:pd.DataFrame, stays:int): # From `lead_curve`; how many septic stays it counts
-    "Share of septic stays that were alerted by each hour before onset"
-    if not stays: return new_figure('No septic stay has an onset that was seen', size=(8, 1.6))[0]
-    by,early,start = curve.share[0],curve.share[DT_EARLY-1],curve.index[0]
-    title = (f'{percent(by)} of septic stays are alerted by onset, '
-             f'{percent(early)} more than {-DT_EARLY} h before it')
-    note = f'{stays:,} septic stays whose onset was seen, each from its first alert on; band: 95 % (Wilson).'
+def plot_lead_times(curve:pd.DataFrame): # From `lead_curve`
+    "Share of septic stays that were alerted by each hour before onset, and of never-septic stays at the same hours"
+    if not len(curve): return new_figure('There is no septic stay', size=(8, 1.6))[0]
+    start,last = curve.index[0],curve.index[curve.index <= 0][-1]
+    by,never,early = curve.share[last],curve.never[last],curve.share.get(DT_EARLY-1)
+    title = (f'{percent(by)} of septic stays are alerted by onset, {percent(early)} more than {-DT_EARLY} h before it; '
+             f'others at the same hours: {percent(never)}')
+    note = (f'Septic stays under observation at that hour: {curve.stays[last]:,.0f} at onset, '
+            f'{curve.stays.iloc[0]:,.0f} {-start:.0f} h before it; each counts from its first alert on. '
+            'Band: 95 % (Wilson).')
     fig,ax = new_figure(title if by else 'No septic stay is alerted by its onset', note)
     ax.axvspan(DT_EARLY, DT_LATE, color=GREEN, alpha=.12, lw=0, label='rewarded by the utility')
-    ax.step(curve.index, 100*curve.share, where='post', color=BLUE, lw=1.8, label='alerted')
+    ax.step(curve.index, 100*curve.share, where='post', color=BLUE, lw=1.8, label='septic, under observation')
     ax.fill_between(curve.index, 100*curve.lo, 100*curve.hi, step='post', color=BLUE, alpha=.18, lw=0)
+    ax.step(curve.index, 100*curve.never, '--', where='post', color=ORANGE, lw=1.8, label='never septic, same hours')
     ax.axvline(0, color=BLACK, lw=1)
     ax.text(.3, 2, 'onset', fontsize=8)
     set_alt(fig, 'Alerted by then: ' + ', '.join(f'{percent(curve.share[h])} {-h} h before onset'
-            for h in (-24, -12, -6, -3) if h in curve.index))
+            for h in (-24, -12, -6, -3) if h in curve.index), f'never septic, same hours: {percent(never)} by onset')
     ax.legend(fontsize=8, loc='upper left')
     ax.set(xlabel='hours from onset', ylabel='septic stays (%)', xlim=(start, DT_LATE), ylim=(0, 100),
            xticks=range(start, 1, 6))
