@@ -106,12 +106,20 @@ def plot_importance(table:pd.DataFrame): # Index feature; any of `gain` (a share
     title = f'The first feature depends on the measure: {"; ".join(first)}'
     if len(first) == 1: title = f'{first[0]} is first by every measure'
     size = 3.2+2.4*len(have), .23*len(t)+1.2
-    fig,axs = new_figure(title, '', size, (1, len(have)), sharey=True, squeeze=False)
+    note = ('AUROC lost: held-out rows of each fold, shuffled; bar: mean of the folds, line: '
+            f'{_BAND}, ticks: least and most of a fold.') if 'auroc_lo' in t else ''
+    fig,axs = new_figure(title, note, size, (1, len(have)), sharey=True, squeeze=False)
     for ax,c in zip(axs[0], have):
         label,k,colour = _MEASURES[c]
-        ax.barh([feature_label(f) for f in t.index], k*t[c], color=colour, height=.7)
+        at = [feature_label(f) for f in t.index]
+        ax.barh(at, k*t[c], color=colour, height=.7)
+        if (spread := c == 'auroc_drop' and 'auroc_lo' in t):
+            ax.errorbar(t[c], at, xerr=_errors(t[c], t.auroc_lo, t.auroc_hi), fmt='none', color=BLACK, capsize=2, lw=1)
+            ax.plot(t[['fold_lo', 'fold_hi']], at, '|', color=BLACK, ms=7, mew=1)
         ax.set_xlabel(label, fontsize=9)
-        top = '; '.join(f'{feature_label(f)} {k*v:.2g}' for f,v in table[c].nlargest(3).items())
+        most = table.nlargest(3, c)
+        def text(o): return f' ({o.auroc_lo:.2g} to {o.auroc_hi:.2g})' if spread else ''
+        top = '; '.join(f'{feature_label(f)} {k*o[c]:.2g}{text(o)}' for f,o in most.iterrows())
         set_alt(fig, f'Highest {label}: {top}')
         ax.tick_params(axis='y', labelsize=8, length=0)
     return fig
