@@ -38,7 +38,7 @@ def alerts_of_all(stay, hour)->tuple: # (n,) as of `evaluate`; two (n,) bool
     return tuple(((o == 0) & ~again).to_numpy() for o in (since, since % REFRACTORY_H))
 
 # %% ../../nbs/model/53_benefit.ipynb #2211abc1
-ACCEPTED = np.round(np.linspace(.05, .33, 29), 4) # share of true ones among those evaluated: 20 to 3 needed to evaluate
+ACCEPTED = 1/np.linspace(20, 3, 35) # share of true ones among those evaluated: 20 to 3 needed to evaluate
 def _net(true, false, fold, odds): # (stays, thresholds) twice; (stays,); (points,)
     "(stays, points) net benefit of held-out stays at the best threshold of the other folds; 0: none is better"
     out = np.zeros((len(fold), len(odds)))

@@ -59,7 +59,7 @@ def plot_benefit(tables:dict): # Name to `unit_benefit`; the first has the band
                xlabel=f'least share of true {what} accepted (%)')
         top = ax.secondary_xaxis('top')
         top.set_xlabel(f'{what} evaluated for a true one', fontsize=8)
-        top.set_xticks([100/n for n in (20, 10, 7, 5, 4, 3) if x[0] <= 100/n <= x[-1]+.4],
-                       [str(n) for n in (20, 10, 7, 5, 4, 3) if x[0] <= 100/n <= x[-1]+.4], fontsize=8)
+        top.set_xticks([100/n for n in (20, 10, 7, 5, 4, 3) if x[0]-.1 < 100/n < x[-1]+.1],
+                       [n for n in (20, 10, 7, 5, 4, 3) if x[0]-.1 < 100/n < x[-1]+.1], fontsize=8)
     axs[1].legend(fontsize=8)
     return fig

@@ -106,12 +106,20 @@ def plot_importance(table:pd.DataFrame): # Index feature; any of `gain` (a share
     title = f'The first feature depends on the measure: {"; ".join(first)}'
     if len(first) == 1: title = f'{first[0]} is first by every measure'
     size = 3.2+2.4*len(have), .23*len(t)+1.2
-    fig,axs = new_figure(title, '', size, (1, len(have)), sharey=True, squeeze=False)
+    note = ('AUROC lost: held-out rows of each fold, shuffled; bar: mean of the folds, line: '
+            f'{_BAND}, circles: least and most of a fold.') if 'auroc_lo' in t else ''
+    fig,axs = new_figure(title, note, size, (1, len(have)), sharey=True, squeeze=False)
     for ax,c in zip(axs[0], have):
         label,k,colour = _MEASURES[c]
-        ax.barh([feature_label(f) for f in t.index], k*t[c], color=colour, height=.7)
+        at = [feature_label(f) for f in t.index]
+        ax.barh(at, k*t[c], color=colour, height=.7)
+        if (spread := c == 'auroc_drop' and 'auroc_lo' in t):
+            ax.errorbar(t[c], at, xerr=_errors(t[c], t.auroc_lo, t.auroc_hi), fmt='none', color=BLACK, capsize=2, lw=1)
+            ax.plot(t[['fold_lo', 'fold_hi']], at, 'o', color=GREY, mfc='w', ms=4, mew=1)
         ax.set_xlabel(label, fontsize=9)
-        top = '; '.join(f'{feature_label(f)} {k*v:.2g}' for f,v in table[c].nlargest(3).items())
+        most = table.nlargest(3, c)
+        def text(o): return f' ({o.auroc_lo:.2g} to {o.auroc_hi:.2g})' if spread else ''
+        top = '; '.join(f'{feature_label(f)} {k*o[c]:.2g}{text(o)}' for f,o in most.iterrows())
         set_alt(fig, f'Highest {label}: {top}')
         ax.tick_params(axis='y', labelsize=8, length=0)
     return fig
@@ -345,7 +353,7 @@ def plot_subgroups(table:pd.DataFrame, metrics=GROUP_METRICS): # From `subgroups
 # %% ../../nbs/report/30_plots.ipynb #f05f3b2d
 def _ablation_text(t):
     "The effect of the last part, and the parts with an effect beyond chance, in words"
-    last,clear = t.iloc[-1],t[t.hi < 0].index[::-1].tolist()
+    last,clear = t.iloc[-1],t[(t.hi < 0) & (t.seed_hi < 0)].index[::-1].tolist()
     way = 'falls' if last['diff'] < 0 else 'rises'
     beyond = f'more than chance: {", ".join(clear)}' if clear else 'no part makes more difference than chance'
     return f'Without {t.index[-1]} the utility {way} by {number_text(abs(last["diff"]))}; {beyond}'
@@ -353,14 +361,16 @@ def _ablation_text(t):
 def plot_ablation(table:pd.DataFrame): # From `ablation`
     "Change of the utility without each part"
     t = table.sort_values('diff', ascending=False, kind='stable')
-    note = f'Same CV folds, same patients; bars: {_BAND} of the paired difference.'
+    note = (f'Same CV folds, same patients; mean of fits with several seeds. Bars: {_BAND} of the paired difference; '
+            'ticks below: least and most of a seed.')
     fig,ax = new_figure(_ablation_text(t), note, (7.4, .33*len(t)+1.5))
     for y,o in enumerate(t.itertuples()):
-        colour = VERMILION if o.hi < 0 else GREEN if o.lo > 0 else GREY
+        colour = VERMILION if max(o.hi, o.seed_hi) < 0 else GREEN if min(o.lo, o.seed_lo) > 0 else GREY
         ax.errorbar(o.diff, y, xerr=[[o.diff-o.lo], [o.hi-o.diff]], fmt='o', color=colour, capsize=3, ms=6)
+        ax.plot([o.seed_lo, o.seed_hi], [y-.3]*2, '|-', color=BLACK, ms=6, lw=.8, mew=1)
     ax.set_yticks(range(len(t)), [f'without {o.Index} ({o.features})' for o in t.itertuples()], fontsize=9)
-    set_alt(fig, 'Without ' + ', '.join(f'{o.Index} {number_text(o.diff)} ({number_text(o.lo)} to {number_text(o.hi)})'
-                                        for o in t[::-1].itertuples()))
+    set_alt(fig, 'Without ' + ', '.join(f'{o.Index} {number_text(o.diff)} ({number_text(o.lo)} to {number_text(o.hi)}; '
+        f'seeds {number_text(o.seed_lo)} to {number_text(o.seed_hi)})' for o in t[::-1].itertuples()))
     ax.axvline(0, color=BLACK, lw=.9)
     ax.set(xlabel='change of the utility (left: worse without it)', ylim=(-.6, len(t)-.4))
     return fig

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..model.claims import CLAIMS
 from ..model.describe import stay_facts
 from ..model.metrics import METRICS
-from .plots import GROUP_METRICS
+from .plots import GROUP_BURDEN, GROUP_METRICS
 from .text import metric_text, number_text, percent, render
 from ..rows.onset import CHALLENGE_RULE, rules_differ
 
@@ -128,11 +128,11 @@ def metrics_table(places:dict)->pd.DataFrame: # Place to `evaluate`
 # %% ../../nbs/report/20_tables.ipynb #16f52c58
 def group_table(table:pd.DataFrame)->pd.DataFrame: # From `subgroups`
     "Subgroups as text, index group"
-    rows = {}
+    rows,shown = {}, (*GROUP_METRICS, *GROUP_BURDEN)
     for name,t in table.groupby(level=0, sort=False):
         t = t.droplevel(0)
         size = f'{t.septic.iloc[0]:,} of {t.stays.iloc[0]:,}'
-        rows[name] = {'septic stays':size} | {METRICS[c].label:metric_text(t, c) for c in GROUP_METRICS}
+        rows[name] = {'septic stays':size} | {METRICS[c].label:metric_text(t, c) for c in shown}
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('group')
 
 # %% ../../nbs/report/20_tables.ipynb #c8bb2371
