@@ -1557,6 +1557,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sepsis_nb.rows.times._written': ('rows/times.html#_written', 'sepsis_nb/rows/times.py'),
                                       'sepsis_nb.rows.times._years': ('rows/times.html#_years', 'sepsis_nb/rows/times.py'),
                                       'sepsis_nb.rows.times._zoned': ('rows/times.html#_zoned', 'sepsis_nb/rows/times.py'),
+                                      'sepsis_nb.rows.times.are_days': ('rows/times.html#are_days', 'sepsis_nb/rows/times.py'),
                                       'sepsis_nb.rows.times.times': ('rows/times.html#times', 'sepsis_nb/rows/times.py')},
             'sepsis_nb.rows.units': { 'sepsis_nb.rows.units._plain': ('rows/units.html#_plain', 'sepsis_nb/rows/units.py'),
                                       'sepsis_nb.rows.units.conversion': ('rows/units.html#conversion', 'sepsis_nb/rows/units.py'),

@@ -5,6 +5,7 @@ from sepsis_nb.data import fitting, read, read_source
 from sepsis_nb.features import SPECS
 from sepsis_nb.model.policy import Policy
 from sepsis_nb.model.scorer import Scorer
+from sepsis_nb.rows.findings import findings
 from sepsis_nb.rows.maps import built_in, load_map, parse_map
 from sepsis_nb.rows.onset import LabelRule
 from sepsis_nb.rows.strict import BadMessage
@@ -408,3 +409,13 @@ def test_a_day_alone_is_no_time_of_several_rows(tmp_path):
 def test_keys_of_texts_are_checked(line, words):
     text = f'[[table]]\npatient = "id"\n{line}\nsignals = {{HR = "hr"}}'
     with pytest.raises(ValueError, match=words): parse_map(text, 'x')
+
+def test_days_alone_are_told(tmp_path):
+    (tmp_path/'own.csv').write_text('patient_id,time,HR\n7,2025-04-02,80\n8,2025-04-02,80\n7,2025-04-02,90\n')
+    own = findings(read_source(tmp_path/'own.csv').df).set_index('finding')
+    assert own.rows['several rows of one day, whose time of day is not given'] == 1
+    (tmp_path/'l.csv').write_text('id;t;c;x\n7;2025-04-02;hr;80\n7;2025-04-02;hr;90\n')
+    (tmp_path/'l.toml').write_text('[[table]]\nlayout = "long"\npatient = "id"\ntime = "t"\ncode = "c"\nvalue = "x"\n'
+                                   'zone = "Europe/Berlin"\n[table.signals]\nHR = "hr"\n')
+    long = read_source(tmp_path/'l.csv', map=tmp_path/'l.toml').notes.finding.tolist()
+    assert 'several values of one signal on one day, whose time of day is not given' in long

@@ -16,7 +16,7 @@ from .maps import TableMap, known_code, name_key, parts_of, places, unit_of, who
 from .signals import SIGNALS
 from .tables import Table, ending, exact_below, ids, numbers, parse_table, read_table, refuse
 from .texts import cell_notes, clocked, plain_cells, unworded
-from .times import times
+from .times import are_days, times
 from .units import conversion
 from .wide import Part, category, described, in_utc, refuse_apart
 
@@ -371,7 +371,8 @@ def rows(self:Events, signals, files=None, only=''):
     df.insert(0, 'time', time)
     df.insert(0, 'patient_id', _as_text(code, names))
     df.attrs['utc'] = ['time']*self.utc
-    notes = [('several values of one signal at one time', twice, 0, self.where, 'their mean is taken'),
+    day = 'on one day, whose time of day is not given' if are_days(time, self.t.zone) else 'at one time'
+    notes = [(f'several values of one signal {day}', twice, 0, self.where, 'their mean is taken'),
              ('value out of range beside others of its time', wrong, 0, self.where, 'left out of the mean'),
              ('value of a later choice beside an earlier one', later, 0, self.where, 'left out; the first counts')]
     return Part(df, [], [o for o in notes if o[1]])

@@ -14,7 +14,7 @@ from .maps import Column, TableMap, name_key, parts_of, places
 from .signals import SIGNALS, clean
 from .tables import MISSING, Table, ids, numbers, refuse
 from .texts import cell_notes, clocked, plain_cells, unworded
-from .times import times
+from .times import are_days, times
 from .units import conversion, header_unit, to_canonical
 
 # %% ../../nbs/rows/18_wide.ipynb #dd998692
@@ -149,11 +149,10 @@ def in_utc(col, time_as, zone)->bool: # col: of times that are dates, as found
     texts = (o.strip() for o in col.dropna() if isinstance(o, str))
     return next((bool(_OFFSET.search(o)) for o in texts if o and o.lower() not in MISSING), False)
 
-def _check_days(out, col, table): # out: with patient and time
+def _check_days(out, col, table, zone): # out: with patient and time
     "`ValueError` for several rows of a patient on one day, where the column has the day alone"
-    at,who = out['time'], out['patient_id']
-    if at.dtype.kind != 'M' or (at != at.dt.normalize()).any(): return
-    same = pd.DataFrame(dict(who=who, at=at)).duplicated()
+    if not are_days(out['time'], zone): return
+    same = pd.DataFrame(dict(who=out['patient_id'], at=out['time'])).duplicated()
     refuse(same, col, table, 'is a day alone, and its patient has several rows on it',
            'name the column of the clock too, time = ["Date", "Clock"], or make them one row')
 
@@ -171,7 +170,7 @@ def read_wide(table:Table, t:TableMap)->Part:
     if t.label: out['label'] = _label(df[roles['label']], table)
     df,notes = _apart(t, df, table, who := out.get('patient_id'))
     signals,told,more = _signals(t, df.drop(columns=list(roles.values())), table, who)
-    if signals and t.time and not t.clock: _check_days(out, at['time'], table)
+    if signals and t.time and not t.clock: _check_days(out, at['time'], table, t.zone)
     used = {o['column'] for o in told}
     told += _others(t, df[[o for o in df if str(o) not in used]], roles, where)
     rows = pd.DataFrame(out | signals)
