@@ -206,7 +206,8 @@ def _map(paths):
     from sepsis_nb.rows.draft import draft_source
     text,open_ = draft_source(paths, Path(paths[0]).stem or 'ward')
     click.echo(text, nl=False)
-    if open_: click.echo(f'{open_} places are open: fill in or remove the lines that begin with #.', err=True)
+    if open_: click.echo(f'{open_} place{"s are" if open_ > 1 else " is"} open: fill in or remove the lines that begin '
+                         'with #.', err=True)
 
 # %% ../nbs/06_cli.ipynb #791b6b2e
 @add_command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')

@@ -110,7 +110,7 @@ def test_draft_of_a_usual_long_table():
 
 def test_draft_without_a_signal_is_open():
     text,open_ = draft_map({'beds.csv':parse_table(b'encounter,charttime,bed\n1,2025-01-31 10:00,3\n', 'beds.csv')})
-    assert open_ == 1 and 'none of the columns is known' in text and '1 such places' in text
+    assert open_ == 1 and 'none of the columns is known' in text and '1 such place.' in text
 
 def onsets(folder, rows):
     "Rows of three stays, and a table of onset"

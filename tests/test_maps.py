@@ -5,6 +5,7 @@ from sepsis_nb.data import fitting, read, read_source
 from sepsis_nb.features import SPECS
 from sepsis_nb.model.policy import Policy
 from sepsis_nb.model.scorer import Scorer
+from sepsis_nb.rows.findings import findings
 from sepsis_nb.rows.maps import built_in, load_map, parse_map
 from sepsis_nb.rows.onset import LabelRule
 from sepsis_nb.rows.strict import BadMessage
@@ -333,3 +334,88 @@ def test_a_first_choice_out_of_range_hides_no_good_second(tmp_path):
         assert source.df.SBP.tolist() == want, kind
         assert any('out of range beside others' in o for o in source.notes.finding), kind
         assert kind == 'tables' or source.notes.finding.str.contains('value of a later choice').any(), kind
+
+# --- date and clock in two columns, and cells that are no numbers
+
+EXPORT = '''
+[[table]]
+files = "%s"
+layout = "%s"
+patient = "Patient"
+time = ["Date", "Clock"]
+time_as = "month-first"
+limits = "at"
+missing = ["hemolyzed", "see note"]
+flags = ["H", "L"]
+split = ["BP"]
+%s
+[table.signals]
+Lactate = "lac"
+SBP = "BP/1"
+DBP = {name = "BP/2", unit = "mmHg"}
+'''
+WIDE = ('Patient,Date,Clock,lac,BP\n7,04/02/25,07:19 PM,<0.5,120/80\n7,04/02/25,8:21 PM,1.44 H,\n'
+        '7,04/03/25,00:10,Hemolyzed,>200/90\n')
+LONG = ('Patient,Date,Clock,what,x\n7,04/02/25,07:19 PM,lac,<0.5\n7,04/02/25,07:19 PM,BP,120/80\n'
+        '7,04/02/25,8:21 PM,lac,1.44 H\n7,04/03/25,00:10,lac,Hemolyzed\n7,04/03/25,00:10,BP,>200/90\n')
+TEXTS = {'wide.csv':(EXPORT % ('wide.csv', 'wide', ''), WIDE),
+         'long.csv':(EXPORT % ('long.csv', 'long', 'code = "what"\nvalue = "x"'), LONG)}
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_texts_and_two_columns_of_time(name, tmp_path):
+    text,rows = TEXTS[name]
+    (tmp_path/name).write_text(rows)
+    (tmp_path/'w.toml').write_text(text)
+    source = read_source(tmp_path/name, map=tmp_path/'w.toml')
+    df = source.df.dropna(subset=['Lactate', 'SBP'], how='all')
+    assert df.time.astype(str).tolist() == ['2025-04-02 19:19:00', '2025-04-02 20:21:00', '2025-04-03 00:10:00']
+    assert df.Lactate.fillna(-1).tolist() == [.5, 1.44, -1] and df.SBP.fillna(-1).tolist() == [120, -1, 200]
+    assert df.DBP.fillna(-1).tolist() == [80, -1, 90]
+    notes = source.notes.set_index('finding')
+    for what,n in (('value at a limit of detection', 2), ('text that means no value', 1), ('mark behind a value', 1)):
+        assert notes.rows[what] == n and notes.stays[what] > 0 and f'{name} row ' in notes['first'][what]
+
+@pytest.mark.parametrize('name', TEXTS)
+def test_texts_of_a_feed_are_those_of_a_table(name, tmp_path):
+    text,rows = TEXTS[name]
+    feed = message_map(parse_map(text, 'w.toml'))
+    names,*lines = (o.split(',') for o in rows.splitlines())
+    raws = [orjson.dumps(dict(zip(names, (c or None for c in o)))) for o in lines]
+    got = [parse_mapped(raw, ('Lactate', 'SBP', 'DBP'), feed) for raw in raws]
+    values = np.nansum([o.values for o in got], 0).tolist()
+    assert values == [1.94, 320, 170]
+    hour = sorted({round(o.time-got[0].time, 3) for o in got})
+    assert hour == [0, 1.033, 4.85]
+
+def test_all_kinds_of_texts_are_told_at_once(tmp_path):
+    (tmp_path/'l.csv').write_text('id;t;c;x\n' + ''.join(f'1;{k};lac;{v}\n' for k,v in enumerate(
+        ('<0.05', '1.44 H', 'hemolyzed', '2.0')))+'1;5;BP;120/80\n')
+    (tmp_path/'l.toml').write_text('[[table]]\nlayout = "long"\npatient = "id"\ntime = "t"\ncode = "c"\nvalue = "x"\n'
+                                   '[table.signals]\nLactate = "lac"\nSBP = "BP"\n')
+    with pytest.raises(ValueError, match='l.csv row 2 column x') as e: read(tmp_path/'l.csv', map=tmp_path/'l.toml')
+    for o in ('limits = "at"', 'flags = ["H"]', 'missing = ["hemolyzed"]', 'split = ["BP"]', 'SBP = "BP/1"'):
+        assert o in str(e.value)
+
+def test_a_day_alone_is_no_time_of_several_rows(tmp_path):
+    (tmp_path/'d.csv').write_text('Patient,Date,hr\n7,2025-04-02,80\n8,2025-04-02,80\n7,2025-04-02,90\n')
+    (tmp_path/'d.toml').write_text('[[table]]\npatient = "Patient"\ntime = "Date"\nsignals = {HR = "hr"}\n')
+    with pytest.raises(ValueError, match=r'd.csv row 4 column Date.*several rows on it.*time = \["Date", "Clock"\]'):
+        read(tmp_path/'d.csv', map=tmp_path/'d.toml')
+
+@pytest.mark.parametrize('line,words', [
+    ('time = ["d"]', 'expected a column, or two'), ('limits = "half"', "'half' is unknown"),
+    ('flags = ["mg/dL"]', 'may be of a number or a unit'), ('split = ["BP"]', "name the parts of 'BP'"),
+    ('clock = "c"', "unknown key 'clock'")])
+def test_keys_of_texts_are_checked(line, words):
+    text = f'[[table]]\npatient = "id"\n{line}\nsignals = {{HR = "hr"}}'
+    with pytest.raises(ValueError, match=words): parse_map(text, 'x')
+
+def test_days_alone_are_told(tmp_path):
+    (tmp_path/'own.csv').write_text('patient_id,time,HR\n7,2025-04-02,80\n8,2025-04-02,80\n7,2025-04-02,90\n')
+    own = findings(read_source(tmp_path/'own.csv').df).set_index('finding')
+    assert own.rows['several rows of one day, whose time of day is not given'] == 1
+    (tmp_path/'l.csv').write_text('id;t;c;x\n7;2025-04-02;hr;80\n7;2025-04-02;hr;90\n')
+    (tmp_path/'l.toml').write_text('[[table]]\nlayout = "long"\npatient = "id"\ntime = "t"\ncode = "c"\nvalue = "x"\n'
+                                   'zone = "Europe/Berlin"\n[table.signals]\nHR = "hr"\n')
+    long = read_source(tmp_path/'l.csv', map=tmp_path/'l.toml').notes.finding.tolist()
+    assert 'several values of one signal on one day, whose time of day is not given' in long

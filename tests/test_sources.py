@@ -221,3 +221,71 @@ def test_inspect_of_own_names_tells_the_header(tmp_path):
     assert told(s) == dict(Glucose=('mmol/L', True), Lactate=('mmol/L', False))
     found = inspect_source(s)
     assert list(found.left.column) == ['bed'] and found.signals.converted.tolist() == [True, False]
+
+# --- drafts of what hospitals export
+
+FLOWSHEET = ('PAT_ENC_CSN_ID,RECORDED_TIME,FLO_MEAS_NAME,MEAS_VALUE,UNITS\n' + ''.join(
+    f'{k},2025-02-0{k} 0{h}:00,{o}\n' for k in (1, 2) for h in (7, 8) for o in (
+        'PULSE,92,', 'BLOOD PRESSURE,100/73,mmHg', 'TEMPERATURE,98.0,F', 'RESPIRATIONS,20,insp/min',
+        'PULSE OXIMETRY,97,%', 'R FIO2,40,%', 'R OXYGEN DEVICE,mask,')))
+
+def drafted(folder, *names, open_=0):
+    "The draft of some files, what it is a draft of, and the source by that map"
+    out = run('map', *(folder/o for o in names or ('',)))
+    assert out.exit_code == 0, out.output
+    assert (f'{open_} place{"s are" if open_ > 1 else " is"} open' in out.stderr) == bool(open_), out.output
+    (folder.parent/'draft.toml').write_text(out.stdout)
+    return out.stdout, lambda: read_source(folder, map=folder.parent/'draft.toml')
+
+def test_draft_of_a_flowsheet(tmp_path):
+    text,source = drafted(write(tmp_path/'set', flow=FLOWSHEET))
+    s = source()
+    assert {c for c in s.df if c in SIGNALS} == set('HR SBP DBP Temp Resp O2Sat FiO2'.split())
+    assert s.df[['HR', 'SBP', 'DBP', 'FiO2']].iloc[0].tolist() == [92, 100, 73, .4]
+    assert 'layout = "long"' in text and '1 name not understood' in text and '"R OXYGEN DEVICE"' in text
+    assert 'HR = "PULSE"  # the pulse rate, as there is no heart rate' in text
+
+def test_draft_of_tables_with_different_ids(tmp_path):
+    "One id for all, names of codes from a dictionary, whose `label` is none of sepsis, and no table without a signal"
+    times = [f'2025-02-01 0{h}:00' for h in range(7, 10)]
+    events = 'subject_id,hadm_id,stay_id,charttime,itemid,valuenum,valueuom\n' + ''.join(
+        f'{k},2{k},3{k},{t},{o}\n' for k in (1, 2) for t in times
+        for o in ('220045,92,bpm', '220210,18,insp/min', '9,1,x'))
+    labs = 'subject_id,hadm_id,charttime,itemid,value,valueuom\n' + ''.join(
+        f'{k},2{k},{t},50813,1.7,mmol/L\n' for k in (1, 2) for t in times)
+    folder = write(tmp_path/'set', chartevents=events, labevents=labs,
+                   d_items='itemid,label,unit\n220045,Heart Rate,\n220210,Respiratory Rate,\n9,Braden,\n',
+                   d_labitems='itemid,label,fluid\n50813,Lactate,Blood\n50912,Creatinine,Blood\n',
+                   admissions='subject_id,hadm_id,admittime\n1,21,2025-02-01 00:00\n2,22,2025-02-01 00:00\n',
+                   patients='subject_id,gender\n1,F\n2,M\n')
+    text,source = drafted(folder)
+    s = source()
+    assert text.count('patient = "hadm_id"') == 2 and text.count('person = "subject_id"') == 3 and '\nlabel' not in text
+    assert {c for c in s.df if c in SIGNALS} == {'HR', 'Resp', 'Lactate', 'Gender'} and s.df.Gender.notna().all()
+    assert set(s.df.patient_id) == {'21', '22'}
+    assert 'admissions.csv: left out' in text and 'd_items.csv has names of codes' in text and '"9 (Braden)"' in text
+    write(folder, onset='subject_id,stay_id,sepsis_onset\n1,31,2025-02-01 09:00\n2,32,\n')
+    text,source = drafted(folder)
+    assert text.count('patient = "subject_id"') == 4 and 'time = ""' not in text
+    assert source().df.groupby('patient_id').label.max().tolist() == [1, 0]
+    write(folder, onset='stay_id,sepsis_onset\n31,2025-02-01 09:00\n32,\n')
+    text,_ = drafted(folder, open_=4)
+    assert text.count('no id is in all tables, here') == 4
+
+def test_draft_of_texts_and_two_columns_of_time(tmp_path):
+    text,source = drafted(write(tmp_path/'set', ward=(
+        'Patient,Date,Time,HR,Lactate,BP\n7,2025-02-01,07:19,80,<0.5,120/80\n7,2025-02-01,08:20,82,1.4 H,118/79\n'
+        )), open_=2)
+    for o in ('time = ["Date", "Time"]', '# limits = "at"  # 1 as \'<0.5\'', '# flags = ["H"]', 'split = ["BP"]'):
+        assert o in text
+    with pytest.raises(ValueError, match="'<0.5' is not a number.*limits = \"at\".*flags"): source()
+    (tmp_path/'draft.toml').write_text(text.replace('# limits', 'limits').replace('# flags', 'flags'))
+    s = source()
+    assert s.df.Lactate.tolist() == [.5, 1.4] and s.df.SBP.tolist() == [120, 118]
+    assert s.df.time.astype(str).tolist() == ['2025-02-01 07:19:00', '2025-02-01 08:20:00']
+
+def test_draft_of_an_unknown_unit(tmp_path):
+    text,source = drafted(write(tmp_path/'set', ward='Patient,time,code,value,unit\n7,2025-02-01 07:19,HR,80,beats\n'),
+                          open_=1)
+    assert '# units = {"beats" = ""}  # an unknown unit of HR; known: 1/min' in text
+    with pytest.raises(ValueError, match=r'unit \'beats\' is not known for HR.*\[table.units\]'): source()

@@ -12,10 +12,11 @@ from pathlib import Path
 from pyarrow import parquet
 from tempfile import TemporaryDirectory
 from .cells import Cells
-from .maps import TableMap, known_code, name_key, places, unit_of, whole_text
+from .maps import TableMap, known_code, name_key, parts_of, places, unit_of, whole_text
 from .signals import SIGNALS
 from .tables import Table, ending, exact_below, ids, numbers, parse_table, read_table, refuse
-from .times import times
+from .texts import cell_notes, clocked, plain_cells, unworded
+from .times import are_days, times
 from .units import conversion
 from .wide import Part, category, described, in_utc, refuse_apart
 
@@ -47,7 +48,7 @@ def _at(t, names, where):
     for n in names:
         if (twice := keys.setdefault(name_key(n), n)) != n: raise ValueError(
             f"{where}: columns '{twice}' and '{n}' are the same name to a map; rename one of them")
-    out = {k:v for k in ('patient', 'person', 'time', 'code', 'value') if (v := getattr(t, k))}
+    out = {k:v for k in ('patient', 'person', 'time', 'clock', 'code', 'value') if (v := getattr(t, k))}
     out |= {f'only{i}':c for i,c in enumerate(t.only) if name_key(c) in keys}
     if lost := [v for v in out.values() if name_key(v) not in keys]: raise ValueError(
         f"{where}: no column '{lost[0]}', which the map names; found: {', '.join(map(str, names))}")
@@ -58,23 +59,46 @@ def _whole_ids(col, table): # col: not of text
     known = np.flatnonzero(col.notna())
     return ids(col.iloc[known], table._replace(rows=np.array([table.row(i) for i in known]))).reindex(col.index)
 
+def _parted(text, cells, table, t): # text: events with code and row; cells: their values
+    "The events, those of `split` as one a number, their values, and notes"
+    parts,notes,rest = [], [], np.full(len(text), True)
+    for o in t.split:
+        mine = (text.code == o).to_numpy()
+        part = table._replace(rows=text.row.to_numpy()[mine])
+        found,done = plain_cells(cells[mine], part, t, parts_of(t, o))
+        notes += cell_notes(done, part, cells[mine], text.patient[mine])
+        parts += [(text[mine].assign(code=f'{o}/{k}'), x) for k,x in enumerate(found, 1)]
+        rest &= ~mine
+    if not parts: return text, cells, notes
+    both = [(text[rest], cells[rest]), *parts]
+    text,values = (pd.concat(o, ignore_index=True) for o in zip(*both))
+    return text, values.rename(cells.name), notes
+
 def _typed(table, t, known): # known: of `places`
-    "The events of a table of text: text but for `value`, and the row of each"
+    "The events of a table of text: text but for `value`, and the row of each; notes of the cells"
     at = _at(t, table.df, table.where)
     df = pd.DataFrame({k:table.df[c] for k,c in at.items()})
+    if t.clock: df['time'] = clocked(table.df[at['time']], table.df[at['clock']], table)
+    df = df.drop(columns='clock', errors='ignore')
     for k in df.columns.intersection(['patient', 'person']):
         if df[k].dtype != 'str': df[k] = _whole_ids(table.df[at[k]], table)
     text = df.drop(columns='value').astype('str').where(df.drop(columns='value').notna())
     text['code'] = text.code.str.strip().map(lambda o: known_code(o, known), na_action='ignore')
-    row,x = np.array([table.row(i) for i in range(len(df))], np.int64), np.full(len(df), np.nan)
-    def some(rows): return table.df[at['value']][rows], table._replace(rows=row[rows])
+    text['row'] = np.array([table.row(i) for i in range(len(df))], np.int64)
+    text,cells,notes = _parted(text, table.df[at['value']], table, t)
+    x = np.full(len(text), np.nan)
+    def some(rows): return cells[rows], table._replace(rows=text.row.to_numpy()[rows])
+    def said(rows, done, part): return cell_notes(done, part, cells[rows], text.patient[rows])
     plain = text.code.isin([k for k,c in known.items() if not c.values and c.value is None]).to_numpy()
-    x[plain] = numbers(*some(plain))
+    col,part = some(plain)
+    (y,),done = plain_cells(col, part, t, code=text.code.to_numpy()[plain])
+    x[plain],notes = numbers(y, part), notes+said(plain, done, part)
     for k,c in known.items():
         if c.values and (rows := (text.code == k).to_numpy()).any():
             col,part = some(rows)
-            x[rows] = category(col, c, part)
-    return text.assign(value=x, row=row)
+            (y,),done = unworded(col, t)
+            x[rows],notes = category(y, c, part), notes+said(rows, done, part)
+    return text.assign(value=x), notes
 
 # %% ../../nbs/rows/16_events.ipynb #1f3b2be6
 def _sql(text): return "'" + str(text).replace("'", "''") + "'"
@@ -88,7 +112,7 @@ def _expressions(path, t):
     def of(k): return schema.field(at[k]).type
     whole = lambda o: kind.is_integer(o) and o != pa.uint64() # noqa: E731
     real = lambda o: kind.is_floating(o) and o != pa.float16() # noqa: E731
-    if 'time' in at and whole(of('time')) and not t.time_as: return # such a number may be a date
+    if t.clock or 'time' in at and whole(of('time')) and not t.time_as: return # such a number may be a date
     if not (whole(of('value')) or kind.is_floating(of('value'))): return
     if not any(f(of('patient')) for f in (whole, real, kind.is_string, kind.is_large_string)): return
     out = {k:f'CAST({_column(c)} AS VARCHAR)' for k,c in at.items()}
@@ -127,8 +151,9 @@ def _staged(paths, t, known, folder):
     for i,path in enumerate(paths):
         for table in text_blocks(path, line_breaks=t.line_breaks):
             out.append((Path(folder)/f'{len(out)}.parquet', i))
-            _typed(table, t, known).to_parquet(out[-1][0], index=False, compression='lz4')
-            notes += table.notes
+            events,more = _typed(table, t, known)
+            events.to_parquet(out[-1][0], index=False, compression='lz4')
+            notes += [*table.notes, *more]
     return out, notes
 
 # %% ../../nbs/rows/16_events.ipynb #b64f4444
@@ -346,7 +371,8 @@ def rows(self:Events, signals, files=None, only=''):
     df.insert(0, 'time', time)
     df.insert(0, 'patient_id', _as_text(code, names))
     df.attrs['utc'] = ['time']*self.utc
-    notes = [('several values of one signal at one time', twice, 0, self.where, 'their mean is taken'),
+    day = 'on one day, whose time of day is not given' if are_days(time, self.t.zone) else 'at one time'
+    notes = [(f'several values of one signal {day}', twice, 0, self.where, 'their mean is taken'),
              ('value out of range beside others of its time', wrong, 0, self.where, 'left out of the mean'),
              ('value of a later choice beside an earlier one', later, 0, self.where, 'left out; the first counts')]
     return Part(df, [], [o for o in notes if o[1]])

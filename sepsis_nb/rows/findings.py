@@ -10,7 +10,7 @@ import hashlib, logging, numpy as np, pandas as pd, re
 from itertools import chain
 from unicodedata import normalize
 from .signals import SIGNALS, clean, hours, own_codes, signal_rows
-from .times import GAP_H
+from .times import GAP_H, are_days
 
 # %% ../../nbs/rows/20_findings.ipynb #deef0603
 def _signal_checks(df):
@@ -40,7 +40,9 @@ def _time_checks(df, who, repeated):
     step = _steps(who, h)
     yield ('time goes back within a stay', step < 0,
            'sort the export by time; a late row counts as measured at the latest time seen')
-    yield ('several rows of one time', (step == 0) & ~repeated, 'each is folded in its turn; make them one row')
+    what = 'several rows of one day, whose time of day is not given' if 'time' in df and are_days(df.time) else ''
+    yield (what or 'several rows of one time', (step == 0) & ~repeated, 'each is folded in its turn; ' +
+           ('join date and clock, or name both as `time` of a map' if what else 'make them one row'))
     yield ('gap within a stay', step > GAP_H, f'after more than {GAP_H:g} h a row begins a new stay')
     yield ('row without a time', np.isnan(h), 'it counts as one step after the row before; give it its time')
     far = np.median(known := step[step > 0]) > MOST_APART_H if (step > 0).any() else False

@@ -12,7 +12,7 @@ from .signals import Signal
 # %% ../../nbs/rows/11_units.ipynb #176543cc
 _SPELLINGS = """
 1/min: /min bpm beats/min breaths/min br/min brpm rpm resp/min min^-1 min-1 /minute perminute s/min c/min b/min
-1/min: beatsperminute breathsperminute beatspermin breathspermin
+1/min: beatsperminute breathsperminute beatspermin breathspermin insp/min inspirations/min
 °C: c cel celsius degc deg.c [degc] gradcelsius degreec degreesc degreecelsius degreescelsius
 °F: f fahrenheit degf deg.f [degf] degreef degreesf degreefahrenheit degreesfahrenheit
 K: kelvin degk
@@ -92,7 +92,8 @@ def conversion(
     for other,how in signal.units.items():
         if unit_key(other) == key: return how
     raise ValueError(f"{where}: unit '{unit}' is not known for {signal.name}; known are "
-                     f"{', '.join((signal.unit, *signal.units))}. Write the one that is meant in the map")
+                     f"{', '.join((signal.unit, *signal.units))}. Write the one that is meant in the map: "
+                     'as `unit`, or for a column of units in [table.units]')
 
 def to_canonical(
     x:np.ndarray, # (n,) float values in `unit`; NaN: missing

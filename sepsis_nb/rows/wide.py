@@ -10,10 +10,11 @@ import numpy as np, pandas as pd, re
 from os.path import commonpath
 from pathlib import Path
 from typing import NamedTuple
-from .maps import Column, TableMap, name_key, places
+from .maps import Column, TableMap, name_key, parts_of, places
 from .signals import SIGNALS, clean
 from .tables import MISSING, Table, ids, numbers, refuse
-from .times import times
+from .texts import cell_notes, clocked, plain_cells, unworded
+from .times import are_days, times
 from .units import conversion, header_unit, to_canonical
 
 # %% ../../nbs/rows/18_wide.ipynb #dd998692
@@ -72,7 +73,7 @@ def _found(df, name, where):
 
 def _roles(t, df, where):
     "Role to column; `ValueError` for one that is not there"
-    given = {k:v for k in ('patient', 'person', 'time', 'label', 'onset') if (v := getattr(t, k))}
+    given = {k:v for k in ('patient', 'person', 'time', 'clock', 'label', 'onset') if (v := getattr(t, k))}
     roles = {k:_found(df, v, where) for k,v in given.items()}
     for k,found in roles.items():
         if found is None: raise ValueError(f"{where}: no column '{given[k]}', which the map names as {k}; found: "
@@ -97,7 +98,20 @@ def chosen(first:pd.Series, other:pd.Series, signal:str)->tuple:
     return first.where(ok | ~(fine | first.isna()), other), both & ~(ok & fine), both & ok & fine
 
 # %% ../../nbs/rows/18_wide.ipynb #e2b25b07
-def _signals(t, df, table):
+def _apart(t, df, table, who): # who: patient of each row, None: there is none
+    "The columns, those of `split` as one a number; and notes"
+    notes = []
+    for o in t.split:
+        if (name := _found(df, o, table.where)) is None: continue
+        unit = f' [{u}]' if (u := header_unit(name)[1]) else ''
+        found,done = plain_cells(df[name], table, t, n := parts_of(t, o))
+        if df[name].dtype != 'str': refuse(df[name].notna(), df[name], table, f'is not {n} numbers with / between',
+                                           'take the column out of `split`')
+        notes += cell_notes(done, table, df[name], who)
+        df = df.drop(columns=name).assign(**{f'{o}/{k}{unit}':x for k,x in enumerate(found, 1)})
+    return df, notes
+
+def _signals(t, df, table, who=None):
     "Signal to its column in canonical units, the rows of the table of columns, and notes"
     out,told,seen,notes = {}, [], {}, []
     for c in places(t).values():
@@ -105,13 +119,17 @@ def _signals(t, df, table):
         if name in seen: raise ValueError(
             f"{table.where}: column '{name}' means {seen[name]} and {c.signal}; name the one in [table.signals]")
         seen[name],unit = c.signal, '' if c.values else unit_said(name, c, table.where)
-        raw = category(df[name], c, table) if c.values else numbers(df[name], table, SIGNALS[c.signal].unit == '0/1')
+        (col,),done = (unworded(df[name], t) if c.values else plain_cells(df[name], table, t))
+        notes += cell_notes(done, table, df[name], who)
+        raw = category(col, c, table) if c.values else numbers(col, table, SIGNALS[c.signal].unit == '0/1')
         told.append(described(table.where, name, c, unit, values=raw.notna().sum()))
         x,at = raw.to_numpy(float), f'{table.where} column {name}'
         x = pd.Series(x if c.values else to_canonical(x, SIGNALS[c.signal], unit, at), raw.index)
         if c.signal not in out: out[c.signal] = x; continue
         out[c.signal],wrong,later = chosen(out[c.signal], x, c.signal)
-        notes += [(w, int(n), 0, at, 'left out') for w,n in zip(UNCHOSEN, (wrong.sum(), later.sum())) if n]
+        for w,o in zip(UNCHOSEN, (wrong.to_numpy(bool), later.to_numpy(bool))):
+            if o.any(): notes.append((w, int(o.sum()), who[o].nunique() if who is not None else 0,
+                                      f'{table.where} row {table.row(np.flatnonzero(o)[0])} column {name}', 'left out'))
     return out, told, notes
 
 # %% ../../nbs/rows/18_wide.ipynb #a9c5d667
@@ -131,6 +149,13 @@ def in_utc(col, time_as, zone)->bool: # col: of times that are dates, as found
     texts = (o.strip() for o in col.dropna() if isinstance(o, str))
     return next((bool(_OFFSET.search(o)) for o in texts if o and o.lower() not in MISSING), False)
 
+def _check_days(out, col, table, zone): # out: with patient and time
+    "`ValueError` for several rows of a patient on one day, where the column has the day alone"
+    if not are_days(out['time'], zone): return
+    same = pd.DataFrame(dict(who=out['patient_id'], at=out['time'])).duplicated()
+    refuse(same, col, table, 'is a day alone, and its patient has several rows on it',
+           'name the column of the clock too, time = ["Date", "Clock"], or make them one row')
+
 def read_wide(table:Table, t:TableMap)->Part:
     "One wide table by its map; `ValueError` names file, row and column"
     df,where = table.df, table.where
@@ -138,13 +163,16 @@ def read_wide(table:Table, t:TableMap)->Part:
     if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
     out = {f'{k}_id':ids(df[roles[k]], table) for k in ('patient', 'person') if k in roles}
     if t.file_is_patient: out['patient_id'] = pd.Series(Path(where).stem, df.index, dtype='str')
-    for k in 'time', 'onset':
-        if k in roles: out[k] = times(df[roles[k]], table, t.time_as, t.zone)
-    if t.time: refuse(out['time'].isna(), df[roles['time']], table, 'is not a time', 'each row needs one here')
+    at = {k:df[roles[k]] for k in ('time', 'onset') if k in roles}
+    if t.clock: at['time'] = clocked(at['time'], df[roles['clock']], table)
+    for k,col in at.items(): out[k] = times(col, table, t.time_as, t.zone)
+    if t.time: refuse(out['time'].isna(), at['time'], table, 'is not a time', 'each row needs one here')
     if t.label: out['label'] = _label(df[roles['label']], table)
-    signals,told,notes = _signals(t, df.drop(columns=list(roles.values())), table)
+    df,notes = _apart(t, df, table, who := out.get('patient_id'))
+    signals,told,more = _signals(t, df.drop(columns=list(roles.values())), table, who)
+    if signals and t.time and not t.clock: _check_days(out, at['time'], table, t.zone)
     used = {o['column'] for o in told}
     told += _others(t, df[[o for o in df if str(o) not in used]], roles, where)
     rows = pd.DataFrame(out | signals)
-    rows.attrs['utc'] = [k for k in ('time', 'onset') if k in roles and in_utc(df[roles[k]], t.time_as, t.zone)]
-    return Part(rows, told, [*table.notes, *notes])
+    rows.attrs['utc'] = [k for k in ('time', 'onset') if k in at and in_utc(at[k], t.time_as, t.zone)]
+    return Part(rows, told, [*table.notes, *notes, *more])

@@ -12,10 +12,12 @@ from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
-from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, places, unit_of, whole_text
+from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, parts_of, places
+from ..rows.maps import unit_of, whole_text
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, check_json, is_plain
 from ..rows.tables import MISSING, Table, ids
+from ..rows.texts import read_cell
 from ..rows.times import times
 from ..rows.units import conversion, header_conversion, header_unit
 from ..rows.wide import unit_said
@@ -36,6 +38,8 @@ class MessageMap:
     long:tuple           # Of (`TableMap`, code to `Column`)
     codes:frozenset      # All keys that mean anything
     spelt:dict           # Key by `name_key` to that of the map, or to (`Column`, rank)
+    joined:tuple = ()    # Of (key of the date, key of the clock)
+    texts:dict = field(default_factory=dict) # By `name_key` (`TableMap`, `Column` or name in `split`): texts
     units:dict = field(default_factory=dict, compare=False) # As met: (code, what the unit keys say) to (factor, zero),
                                                             # key in another spelling as in `wide`
 
@@ -66,6 +70,7 @@ def _how(key, c, where):
     "(factor, zero) of a key, whose unit it says itself, or the map; `ValueError` if they differ"
     return (1., 0.) if c.values else conversion(SIGNALS[c.signal], unit_said(key, c, where), f'{where} {key}')
 
+def _is_worded(t): return bool(t.limits or t.missing or t.flags or t.split)
 def message_map(m:SourceMap)->MessageMap:
     "A map for messages; `ValueError` says what in it a message cannot have"
     tables = [t for t in m.tables if (t.patient or t.file_is_patient)
@@ -76,13 +81,17 @@ def message_map(m:SourceMap)->MessageMap:
     long = tuple((t, places(t)) for t in tables if t.layout == 'long')
     patient = _one([t.patient or 'patient_id' for t in tables], 'the patient in', m)
     at = tuple(dict.fromkeys(t.time for t in timed))
-    keys = {patient, *at, 'time'}
+    keys = {patient, *at, 'time', *(t.clock for t in timed if t.clock)}
     for t,_ in long: keys |= {t.code, t.value, *t.unit, *t.only}
     spelt |= {name_key(k):k for k in keys}
     zone = _one([t.zone for t in timed], 'the zone', m)
     zone = ZoneInfo(zone) if zone else None
     known = frozenset((*keys, *wide))
-    return MessageMap(m.name, patient, (*at, 'time'), clocks, _HOURS.get(how), how, zone, wide, long, known, spelt)
+    joined = tuple(dict.fromkeys((t.time, t.clock) for t in timed if t.clock))
+    worded = [t for t in tables if t.layout == 'wide' and _is_worded(t)]
+    texts = {name_key(o):(t, c) for t in worded for o,c in (*places(t).items(), *zip(t.split, t.split))}
+    hour = None if joined else _HOURS.get(how) # such a time is written
+    return MessageMap(m.name, patient, (*at, 'time'), clocks, hour, how, zone, wide, long, known, spelt, joined, texts)
 
 def feed_of(name:str)->MessageMap|None: # name: of a map, or its file; '': none
     "As `message_map`, of the map that the settings name"
@@ -130,7 +139,54 @@ def _canonical(v, k, factor, zero, values):
     if word.lower() in ('', *MISSING): return
     raise BadMessage(f"unknown-category: {k} is {word[:40]!r}, known are {', '.join(values)}")
 
+# %% ../../nbs/stream/26_feed.ipynb #7a3bb880
+def _numbers(v, t, key, n):
+    "The `n` numbers of a value that may be text, by the map"
+    if v is None: return [None]*n
+    found = read_cell(v, t, n)[0] if type(v) is str else None
+    if found is None: raise BadMessage(
+        f'not-a-number: {key} is {str(v)[:40]!r}, which limits, missing, flags and split of the map do not explain')
+    try: return [float(o) if o else None for o in found]
+    except ValueError: raise BadMessage(
+        f'not-a-number: {key} is {v[:40]!r}, expected a decimal point') from None
+
+def _plain(v, t, c): # c: its `Column`, None: an unknown code
+    "A value without the texts that the map explains"
+    if type(v) is not str or c is None or c.value is not None: return v
+    if c.values: return None if read_cell(v, t)[0] == [''] else v
+    return _numbers(v, t, c.name, 1)[0]
+
+def _unworded(obj, feed):
+    "A wide message with numbers for the texts that the map explains"
+    out = {}
+    for k,v in obj.items():
+        t,c = feed.texts.get(name_key(k), (None, None))
+        if type(c) is str: out |= {f'{c}/{i}':x for i,x in enumerate(_numbers(v, t, k, parts_of(t, c)), 1)}
+        else: out[k] = _plain(v, t, c) if t else v
+    return out
+
+def _joined(obj, feed):
+    "A message with date and clock as one time"
+    for date,clock in feed.joined:
+        if (day := obj.get(date)) is None: continue
+        if (at := obj.get(clock)) is None: raise BadMessage(
+            f'bad-time: {date} is {day!s:.40} and {clock} is empty; send both')
+        if type(day) is not str or ':' in day: raise BadMessage(
+            f'bad-time: {date} is {day!s:.40}, expected a date beside {clock}')
+        obj = obj | {date:f'{day} {at}'}
+    return obj
+
 # %% ../../nbs/stream/26_feed.ipynb #c378ef63
+def _measurements(obj, t, codes, feed):
+    "(signal, value) of a message with one measurement, or of each of its numbers"
+    code,v = str(obj[t.code]).strip(), obj.get(t.value)
+    if not _is_worded(t): return [_measurement(obj, t, codes, feed)]
+    if code not in t.split: return [
+        _measurement(obj | {t.value:_plain(v, t, codes.get(known_code(code, codes)))}, t, codes, feed)]
+    values = _numbers(v, t, code, parts_of(t, code))
+    each = [(f'{code}/{k}', x) for k,x in enumerate(values, 1)]
+    return [_measurement(obj | {t.code:o, t.value:x}, t, codes, feed) for o,x in each if o in codes]
+
 def _measurement(obj, t, codes, feed):
     "(signal, value) of a message with one measurement"
     code = str(obj[t.code]).strip()
@@ -206,13 +262,15 @@ def parse_mapped(raw:bytes|None, signals:tuple, feed:MessageMap)->Parsed: # raw,
     if not isinstance(obj, dict): return parse(raw, signals) # which says what is wrong
     if not is_plain(raw, obj): check_json(raw, obj, keys=feed.codes)
     if not obj.keys() <= feed.codes: obj = _spelt(obj, feed)
+    if feed.texts: obj = _unworded(obj, feed)
+    if feed.joined: obj = _joined(obj, feed)
     who = obj.get(feed.patient, obj.get('patient_id'))
     if who is None: raise BadMessage(f"no-patient-id: no {feed.patient} among the keys {', '.join(obj)[:200]}")
     out = {'patient_id':_who(who)}
     own = set() # keys of time of the tables that the message is of
     for t,codes in feed.long:
         if t.code in obj:
-            out |= [_measurement(obj, t, codes, feed)]
+            out |= _measurements(obj, t, codes, feed)
             own.add(t.time)
     for key,v in obj.items():
         if not (o := feed.wide.get(key) or feed.units.get(key) or _wide_key(key, feed)): continue
