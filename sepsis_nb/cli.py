@@ -221,7 +221,7 @@ def _train(params):
 @add_command(main, 'site', 'sepsis site ward.csv --map ward.toml --name ward-3')
 @click.argument('data')
 @click.option('--map', default='', metavar='MAP', help='Map of the data: a built-in name, or a TOML file.')
-@click.option('--models', default='', help='Addresses of registered models, commas between; else of the settings.')
+@click.option('--models', default='', help='Names or addresses of registered models, with commas; else as in settings.')
 @click.option('--name', default='', help="Of the site: alias of its version; without it, from the data's name.")
 @click.option('--retrain', is_flag=True, help='Also train here, which takes much longer.')
 @click.option('--home', default='', help='Rows of the hospital that trained, to train on both; with --retrain.')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', 'ROWS', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH',
-           'BLOCK', 'Program', 'log', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'SPECS',
-           'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract', 'auto_spec',
-           'missing_needs', 'warm_up']
+           'BLOCK', 'Program', 'log', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'PORTABLE',
+           'SPECS', 'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract',
+           'auto_spec', 'missing_needs', 'warm_up']
 
 # %% ../nbs/01_features.ipynb #72b4b2d0
 import logging, numpy as np, pandas as pd
@@ -397,7 +397,10 @@ FAMILIES = dict(
         Feature('ratio', 'Platelets', other='WBC'), Feature('diff', 'SBP', other='DBP', alias='pulse_pressure')),
     scores=over(('last', 'low', 'off'), ' '.join(SCORES)) + over(('max', 'mean', 'delta'), ' '.join(SCORES), 24))
 FULL = FeatureSpec('full', sum(FAMILIES.values(), ()), needs=('HR_last', 'Resp_last'))
-SPECS = dict(monitor4=MONITOR4, vitals=VITALS, full=FULL)
+_HABITS = 'clock', 'timing', 'workup' # of a hospital, with the unit and the time before admission
+_LOCAL = [f for k in _HABITS for f in FAMILIES[k]]+list(over(('last',), 'Unit1 Unit2 HospAdmTime'))
+PORTABLE = FeatureSpec('portable', tuple(f for f in FULL.features if f not in _LOCAL), FULL.needs)
+SPECS = dict(monitor4=MONITOR4, vitals=VITALS, portable=PORTABLE, full=FULL)
 
 # %% ../nbs/01_features.ipynb #f672bb73
 def _asked(signal): # operations and hours of `full` on it alone

@@ -158,7 +158,7 @@ def _partial(stays, f):
     values,order = family_columns(spec, *(set(FAMILIES)-set(WORKUP)-{'admission'})), family_columns(spec, *WORKUP)
     parts = values and order and [BaselinePlan('measured values only', filled, X, f, values),
                                   BaselinePlan('order pattern only', trees, X, f, order)]
-    small = [o for o in SPECS.values() if len(o.names) < len(spec.names)]
+    small = [o for o in SPECS.values() if 2*len(o.names) < len(spec.names)]
     return [BaselinePlan('logistic regression', partial(filled, learn=linear), X, f), *parts,
             *(BaselinePlan(f'features {o.name}', trees, extract(stays.df, o).to_numpy(), f) for o in small),
             BaselinePlan('quick LightGBM', trees, X, f), BaselinePlan('large trees', large, X, f)]

@@ -87,7 +87,7 @@ class Job:
     external:str = ''           # Path of a data set that is only ever tested on; empty: none
     map:str = ''                # Map of the data, a name or a file, see `rows.maps`; empty: the one that fits, if any
     protocol:str = 'patient'    # patient, or seed: the original study
-    features:str = 'full'       # monitor4, vitals, full, auto, or a spec's file (JSON, TOML); not of protocol seed
+    features:str = 'full'       # A key of `SPECS`, auto, or a spec's file (JSON, TOML); not of protocol seed
     extra:str = ''              # More features as expressions, see `rows.spec.parse_features`; empty: none
     models:str = 'LightGBM,RandomForest,XGBoost'
     folds:int = 5               # At least 3: one to test, one to choose on, the rest to fit
@@ -140,7 +140,7 @@ class SiteJob:
     "What one evaluation at a site is asked to do; `ValueError` names the first value that is not possible"
     data:str = 'sample-eicu'    # The site's stays, with labels or without: path, several with commas, or sample-eicu
     map:str = ''                # Map of the data, as for `Job`
-    models:str = ''             # Addresses of registered models, separated by commas; empty: the one of the settings
+    models:str = ''             # Names or addresses of registered models, with commas; empty: that of the settings
     name:str = ''               # Of the site: alias of the version made for it; empty: from the name of the data
     retrain:str = ''            # true or false; empty: false, nothing is trained here
     home:str = ''               # Stays of the hospital that trained, to train on both; empty: none, or no `retrain`
@@ -163,6 +163,10 @@ class SiteJob:
     registers = property(_registers)
     @property
     def retrains(self): return self.retrain.lower() == 'true'
+    def uris(self, usual): # usual: of the settings
+        "Addresses of the models; a bare name stands for its champion"
+        found = [o.strip() for o in (self.models or usual).split(',') if o.strip()]
+        return [o if ':' in o else f'models:/{o}@champion' for o in found]
     @property
     def site(self): # the name, or one made from the data's
         stem = Path(self.data.split(',')[0].strip()).stem

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NOT_REGISTERED', 'LABEL', 'SYNTHETIC', 'evaluation_of', 'evaluation_terms', 'gate_of', 'data_name', 'run_tags',
-           'logged_run', 'log_report', 'flat_metrics', 'log_folds', 'Logged', 'version_notes', 'best_outcome',
-           'log_job', 'runs_table', 'comparison_page', 'External', 'external_validation', 'json_safe', 'summary',
-           'is_synthetic', 'repeat_command']
+           'logged_run', 'log_report', 'flat_metrics', 'log_folds', 'Logged', 'version_notes', 'registered_name',
+           'best_outcome', 'log_job', 'runs_table', 'comparison_page', 'External', 'external_validation', 'json_safe',
+           'summary', 'is_synthetic', 'repeat_command']
 
 # %% ../../nbs/model/70_study.ipynb #02073fec
 import json, numpy as np, pandas as pd, shlex
@@ -111,7 +111,7 @@ class Logged(NamedTuple):
     job_run:str   # Run of the whole job
     runs:dict     # Model name to run id
     champion:str  # Best model of this run
-    version:str   # Its version as `sepsis`
+    version:str   # Its version under `registered_name`
     moved:bool    # Whether the alias champion points to it now
     why:str       # Why it moved or did not
 
@@ -126,6 +126,7 @@ def version_notes(job, model, metrics, experiment, job_run, rule): # metrics: fr
             '/artifacts/report.html). Research software, not a medical device.')
 
 # %% ../../nbs/model/70_study.ipynb #b9a2ab05
+def registered_name(job): return 'sepsis-portable' if job.features == 'portable' else 'sepsis'
 def best_outcome(outcomes): return max(outcomes, key=lambda o: o.metrics.value['utility'])
 def log_job(
     job:Job, stays:Stays, outcomes:list,
@@ -156,7 +157,8 @@ def log_job(
     if not job.registers: return Logged(id, runs, best.name, *NOT_REGISTERED)
     evaluation = evaluation_of(job, stays.digest, stays.rule)
     placed = register(runs[best.name], best.name, best.metrics.value['utility'], evaluation, notes,
-                      dict(site=data_name(job), portable='no'))
+                      dict(site=data_name(job), portable='yes' if job.features == 'portable' else 'no'),
+                      registered_name(job))
     return Logged(id, runs, best.name, *placed)
 
 # %% ../../nbs/model/70_study.ipynb #ea9d5e67
