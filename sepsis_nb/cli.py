@@ -199,10 +199,22 @@ def _inspect(paths, map_name, html):
     from sepsis_nb.report.inspection import inspection_html
     Path(html).write_text(inspection_html(found, ', '.join(paths)), encoding='utf-8')
 
+def _map_keys():
+    from itertools import groupby
+    from sepsis_nb.rows.maps import map_keys
+    for where,found in groupby(map_keys(), key=lambda o: o[1].partition(',')[0]):
+        click.echo(f'\n{where}')
+        for key,at,about,example in found:
+            only = f" ({at.partition(', ')[2]})"*(', ' in at)
+            click.echo(f"  {key:<16} {about}{only}\n{'':19}{example}")
+
 @add_command(main, 'map', 'sepsis map ward.csv > ward.toml')
-@click.argument('paths', nargs=-1, required=True)
-def _map(paths):
+@click.argument('paths', nargs=-1)
+@click.option('--keys', is_flag=True, help='List all keys of a map, with meaning and example, and read nothing.')
+def _map(paths, keys):
     "Draft a map of PATHS for a person to check, from names in six languages, codes, units and values."
+    if keys: return _map_keys()
+    if not paths: raise click.UsageError('name the files to draft a map of, or ask for all --keys of a map')
     from sepsis_nb.rows.draft import draft_source
     text,open_ = draft_source(paths, Path(paths[0]).stem or 'ward')
     click.echo(text, nl=False)

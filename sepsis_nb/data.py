@@ -29,7 +29,7 @@ from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
 from .rows.times import MOST_HOURS, times
-from .rows.units import header_conversion, header_unit
+from .rows.units import header_conversion, header_unit, is_sole
 from .rows.wide import COLUMNS, described, in_utc
 
 # %% ../nbs/00_data.ipynb #705fb538
@@ -52,6 +52,7 @@ def _check_columns(found, needed, where, known=None):
     other = f"unexpected: {', '.join(extra) or 'none'}" if known else f"found: {', '.join(found) or 'none'}"
     if missing or extra: raise ValueError(
         f"{where}: missing columns: {', '.join(missing) or 'none'}; {other}. "
+        + f'`sepsis map {where} > ward.toml` drafts a map that reads it under its own names. '*(not known) +
         'Rename or add them (Patient ID means patient_id); an unmeasured signal is an empty column.')
 
 # %% ../nbs/00_data.ipynb #fb36d826
@@ -72,8 +73,8 @@ def _rename(df, columns, where):
     bare = {c:_bare(c).replace(' ', '_') for c in df if _column(c) not in _NAMES.values() and c not in columns}
     short = {c:SHORT[b] for c,b in bare.items() if b in SHORT}
     if short: raise ValueError(f"{where}: columns with a short form, whose meaning is not sure: "
-        f"{', '.join(short)}; if they are what they seem, read it with columns={short} (None leaves a column out), "
-        f'or by a map, which `sepsis map {where} > ward.toml` drafts')
+        f"{', '.join(short)}. Read it by a map, which `sepsis map {where} > ward.toml` drafts; or, if they are what "
+        f'they seem, with columns={short} and the names of patient_id and time beside them (None leaves a column out)')
     return df.set_axis(names, axis=1)
 
 # %% ../nbs/00_data.ipynb #efedb73a
@@ -232,13 +233,13 @@ def _check_sets(given, parts):
     for (a,x),(b,y) in combinations(sets, 2):
         if x & y: raise ValueError(f'{a} and {b} both have the stay {min(x & y)}; give each stay a name of its own')
 
-def _assumed(told): # table of columns
+def _assumed(told, df): # told: table of columns
     "Notes of the units that nobody said"
-    free = told.given.astype(bool) | told.unit.isin(['1', '0/1']) # `given` has no type in a table without rows
+    free = told.given.astype(bool) | told.signal.map(is_sole).astype(bool) # `given` has no type without rows
     free |= told.column.isin(MONITOR) # rates, and a temperature whose values tell °F
     rows = told[(told.signal != '') & (told['values'] > 0) & ~free]
     return column_note('unit assumed', rows, 'nobody says it, so the canonical one is taken; write it into the header, '
-                       'as Glucose [mg/dL]')
+                       'as Glucose [mg/dL]', df)
 
 def _read_own(given, columns):
     "Files under names of our own as one raw tidy frame, notes, and the table of their columns"
@@ -249,7 +250,7 @@ def _read_own(given, columns):
     mine = [(o.signal, (o.file, o.column, header_unit(o.column)[1])) for o in told.itertuples()
             if o.signal in df and o.file != SAMPLE.name]
     said = dict(sorted(mine, key=lambda o: o[1][2] == '')) # one that says none counts
-    return df, notes+_assumed(told)+_unit_notes(df, said), told
+    return df, notes+_assumed(told, df)+_unit_notes(df, said), told
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package

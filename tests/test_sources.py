@@ -1,10 +1,11 @@
 "Sources under other names: the built-in maps, the second hospital, what `inspect` shows and what `map` drafts"
 import numpy as np, pandas as pd, pytest
 from click.testing import CliRunner
+from dataclasses import fields
 from sepsis_nb.cli import main
 from sepsis_nb.data import SAMPLE_EICU, read_source
 from sepsis_nb.rows.inspect import inspect_source
-from sepsis_nb.rows.maps import built_in, places
+from sepsis_nb.rows.maps import TableMap, built_in, parse_map, places
 from sepsis_nb.rows.signals import SIGNALS
 from sepsis_nb.rows.units import conversion
 
@@ -289,3 +290,65 @@ def test_draft_of_an_unknown_unit(tmp_path):
                           open_=1)
     assert '# units = {"beats" = ""}  # an unknown unit of HR; known: 1/min' in text
     with pytest.raises(ValueError, match=r'unit \'beats\' is not known for HR.*\[table.units\]'): source()
+
+# --- what a message says, and what a map can say
+
+OMOP_HEAD = ('measurement_id,person_id,visit_occurrence_id,measurement_concept_id,measurement_datetime,value_as_number,'
+             'unit_concept_id,unit_source_value\n')
+def test_omop_without_visits_says_how_to_begin(tmp_path):
+    rows = ''.join(f'{k},7,,3027018,2025-01-31 1{k}:00,8{k},8541,\n' for k in range(3))
+    write(tmp_path/'set', measurement=OMOP_HEAD+rows, person='person_id,gender_concept_id\n7,8532\n')
+    out = run('inspect', tmp_path/'set').output
+    for o in ('`sepsis map PATHS > mine.toml`', 'patient = "person_id"', '72 h'): assert o in out
+    text = run('map', tmp_path/'set').stdout
+    lines = [o for o in text.splitlines() if 'visit_occurrence_id"' not in o]
+    mine = '\n'.join(o.replace('person = ', 'patient = ') for o in lines)
+    (tmp_path/'mine.toml').write_text(mine)
+    s = read_source(tmp_path/'set', map=tmp_path/'mine.toml')
+    assert set(s.df.patient_id) == {'7'} and s.df.HR.tolist() == [80, 81, 82] and s.df.Gender.tolist() == [0]*3
+
+@pytest.mark.parametrize('rows', ['Case,Taken,Pulse rate\n1,2025-01-31 10:00,80\n', 'hadm,time,HR\n1,0,80\n'])
+def test_a_foreign_export_is_told_of_maps_first(rows, tmp_path):
+    (tmp_path/'x.csv').write_text(rows)
+    out = run('inspect', tmp_path/'x.csv').output
+    assert 'missing columns: patient_id' in out
+    assert out.index('`sepsis map x.csv > ward.toml`') < out.index('Rename or add')
+
+def test_short_forms_are_told_of_maps_first(tmp_path):
+    (tmp_path/'x.csv').write_text('Fallnr,Datum,RR\n1,2025-01-31 10:00,20\n')
+    out = run('inspect', tmp_path/'x.csv').output
+    assert out.index('sepsis map') < out.index('columns={') and 'the names of patient_id and time beside them' in out
+
+def test_an_unknown_signal_of_a_map_is_told_where_to_declare_it(tmp_path):
+    (tmp_path/'w.toml').write_text('[[table]]\npatient = "id"\nsignals = {Procalcitonin = "pct"}\n')
+    (tmp_path/'x.csv').write_text('id,pct\n1,2\n')
+    assert '[data] signals' in run('inspect', tmp_path/'x.csv', '--map', tmp_path/'w.toml').output
+
+def test_all_keys_of_a_map_are_told():
+    out = run('map', '--keys')
+    assert out.exit_code == 0
+    for f in fields(TableMap):
+        if f.name != 'clock': assert f'\n  {f.name:<16} ' in out.output
+    assert 'after_h = "end"' in out.output and 'ask for all --keys' in run('map').output
+    with pytest.raises(ValueError, match='unknown key \'tme\'.*`sepsis map --keys`'):
+        parse_map('[[table]]\npatient = "id"\ntme = "t"', 'x')
+
+def test_notes_of_events_have_patients_and_a_place(tmp_path):
+    write(tmp_path/'set', e='id,t,c,v\n1,0,hr,80\n1,0,hr,90\n1,1,hr,\n2,0,hr,70\n2,,hr,75\n,1,hr,71\n3,0,hr,60\n'
+                            '3,1,hr,\n')
+    (tmp_path/'w.toml').write_text('[[table]]\nlayout = "long"\npatient = "id"\ntime = "t"\ntime_as = "hours"\n'
+                                   'code = "c"\nvalue = "v"\n[table.signals]\nHR = "hr"\n')
+    s = read_source(tmp_path/'set', map=tmp_path/'w.toml')
+    told = {o.finding:(o.rows, o.stays, o.first) for o in s.notes.itertuples()}
+    assert told['event of a known code without a value'] == (2, 2, "e.csv row 4 (code 'hr')")
+    assert told['event without a patient id'] == (1, 0, "e.csv row 7 (code 'hr')")
+    assert told['event without a time'] == (1, 1, "e.csv row 6 (code 'hr')")
+    assert told['several values of one signal at one time'] == (2, 1, 'e.csv: patient 1')
+    assert 'unit assumed' not in told # a rate has one unit
+    assert '0 stays' not in run('inspect', tmp_path/'set', '--map', tmp_path/'w.toml').output
+
+def test_an_assumed_unit_is_one_in_table_and_finding(tmp_path):
+    (tmp_path/'x.csv').write_text('patient_id,time,HR,Lactate\n1,0,80,1.1\n1,1,81,\n2,0,82,1.4\n')
+    out = run('inspect', tmp_path/'x.csv').output
+    assert out.count('mmol/L, assumed') == 1 and '1/min, assumed' not in out
+    assert 'unit assumed: 2 rows, 2 stays, first x.csv: Lactate;' in out

@@ -87,9 +87,9 @@ def _in_range(x, at, signals, room): # at: sorted places in cells
     return out
 
 @patch
-def mean(self:Cells)->tuple: # numbers of values: that share a cell; of these out of range; of a later choice
+def mean(self:Cells)->tuple: # row of each value: that shares a cell; of these out of range; of a later choice
     "The mean of a cell's values in range of its first choice, in whatever order they came"
-    if not self.again: return 0, 0, 0
+    if not self.again: return (np.zeros(0, int),)*3
     at,x,rank = (np.concatenate(o) for o in (self.again, self.more, self.later))
     one = np.unique(at)
     at,x = np.concatenate((one, at)), np.concatenate((self.x.ravel()[one], x))
@@ -104,4 +104,5 @@ def mean(self:Cells)->tuple: # numbers of values: that share a cell; of these ou
     sums = np.add.reduceat(np.where(use, y, 0), first)
     self.x.ravel()[one] = np.where(n > 0, sums/np.maximum(n, 1), x[first]) # all out of range: one stays, to be seen
     self.again,self.more,self.later = [], [], []
-    return len(at), int((~ok).sum()), int((ok & ~use).sum())
+    rows = at % self.x.shape[1]
+    return rows, rows[~ok], rows[ok & ~use]

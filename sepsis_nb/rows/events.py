@@ -12,13 +12,13 @@ from pathlib import Path
 from pyarrow import parquet
 from tempfile import TemporaryDirectory
 from .cells import Cells
-from .maps import TableMap, known_code, name_key, parts_of, places, unit_of, whole_text
+from .maps import TableMap, known_code, name_key, places, unit_of, whole_text
 from .signals import SIGNALS
 from .tables import Table, ending, exact_below, ids, numbers, parse_table, read_table, refuse
-from .texts import cell_notes, clocked, plain_cells, unworded
-from .times import are_days, times
+from .texts import cell_notes, clocked, parted, plain_cells, unworded
+from .times import GAP_H, are_days, times
 from .units import conversion
-from .wide import Part, category, described, in_utc, refuse_apart
+from .wide import UNCHOSEN, Part, category, described, in_utc, refuse_apart
 
 # %% ../../nbs/rows/16_events.ipynb #6da75fbf
 BLOCK = 1 << 27 # bytes of a text file
@@ -59,21 +59,6 @@ def _whole_ids(col, table): # col: not of text
     known = np.flatnonzero(col.notna())
     return ids(col.iloc[known], table._replace(rows=np.array([table.row(i) for i in known]))).reindex(col.index)
 
-def _parted(text, cells, table, t): # text: events with code and row; cells: their values
-    "The events, those of `split` as one a number, their values, and notes"
-    parts,notes,rest = [], [], np.full(len(text), True)
-    for o in t.split:
-        mine = (text.code == o).to_numpy()
-        part = table._replace(rows=text.row.to_numpy()[mine])
-        found,done = plain_cells(cells[mine], part, t, parts_of(t, o))
-        notes += cell_notes(done, part, cells[mine], text.patient[mine])
-        parts += [(text[mine].assign(code=f'{o}/{k}'), x) for k,x in enumerate(found, 1)]
-        rest &= ~mine
-    if not parts: return text, cells, notes
-    both = [(text[rest], cells[rest]), *parts]
-    text,values = (pd.concat(o, ignore_index=True) for o in zip(*both))
-    return text, values.rename(cells.name), notes
-
 def _typed(table, t, known): # known: of `places`
     "The events of a table of text: text but for `value`, and the row of each; notes of the cells"
     at = _at(t, table.df, table.where)
@@ -85,7 +70,7 @@ def _typed(table, t, known): # known: of `places`
     text = df.drop(columns='value').astype('str').where(df.drop(columns='value').notna())
     text['code'] = text.code.str.strip().map(lambda o: known_code(o, known), na_action='ignore')
     text['row'] = np.array([table.row(i) for i in range(len(df))], np.int64)
-    text,cells,notes = _parted(text, table.df[at['value']], table, t)
+    text,cells,notes = parted(text, table.df[at['value']], table, t)
     x = np.full(len(text), np.nan)
     def some(rows): return cells[rows], table._replace(rows=text.row.to_numpy()[rows])
     def said(rows, done, part): return cell_notes(done, part, cells[rows], text.patient[rows])
@@ -200,11 +185,18 @@ class Events:
                 'filename=true, file_row_number=true))')
     def ask(self, sql): return self.con.execute(sql).fetchall()
     def frame(self, sql): return self.con.sql(sql).to_arrow_table().to_pandas()
-    def find(self, wrong, problem): # wrong: SQL of a condition
-        "`ValueError` for the first event of which `wrong` is true"
+    def first(self, wrong): # wrong: SQL of a condition
+        "Words for the place of the first event of which `wrong` is true; '': there is none"
         for file,path in self.origin.items():
             o = self.ask(f'SELECT row, code FROM {self.scan([file])} WHERE {wrong} ORDER BY row LIMIT 1')
-            if o: raise ValueError(f"{path.name} row {o[0][0]} (code '{o[0][1]}'): {problem}")
+            if o: return f"{path.name} row {o[0][0]} (code '{o[0][1]}')"
+        return ''
+    def find(self, wrong, problem):
+        "`ValueError` for the first such event"
+        if at := self.first(wrong): raise ValueError(f'{at}: {problem}')
+    def place(self, wrong):
+        "How many patients have such events, and the place of the first"
+        return self.ask(f'SELECT count(DISTINCT patient) FROM {self.scan()} WHERE {wrong}')[0][0], self.first(wrong)
 
 # %% ../../nbs/rows/16_events.ipynb #e6334793
 @patch
@@ -237,17 +229,28 @@ def survey(self:Events):
         read.append((raw, *(o or '' for o in unit), c.signal, factor, zero, c.value))
         empty += n-values
     for what,column,n in zip(('patient id', 'time'), (self.t.patient, self.t.time), lost):
+        todo = ('. To take each person for a patient, so that stays of one person are told apart by '
+                f'{GAP_H:g} h of silence alone, write patient = "{self.t.person}" for the keys patient and person of '
+                'each table; `sepsis map PATHS > mine.toml` writes the map to begin from')*bool(
+                    self.t.person and what != 'time')
         if events and n == events: raise ValueError(
-            f"{self.where} column '{column}': no event of a known code has a {what}; name another column in the map")
-    notes = _notes(self.where, left, empty, lost, f'columns {", ".join(self.t.only)}')
-    return told, list(dict.fromkeys(read)), [*self.notes, *notes]
+            f"{self.where} column '{column}': no event of a known code has a {what}; name another column in the "
+            f'map{todo}')
+    return told, list(dict.fromkeys(read)), [*self.notes, *_notes(self, read, left, empty, lost)]
 
-def _notes(where, left, empty, lost, kept): # lost: events without a patient, and without a time
-    o = [('event left out by `only` of the map', left, 0, where, kept),
-         ('event of a known code without a value', empty, 0, where, 'left out'),
-         ('event without a patient id', int(lost[0]), 0, where, 'left out; nobody can tell whose it is'),
-         ('event without a time', int(lost[1]), 0, where, 'left out; nobody can tell when it was')]
-    return [n for n in o if n[1]]
+def _notes(ev, read, left, empty, lost): # lost: events without a patient, and without a time
+    "Notes of the events that are left out, with the patients and the first of them"
+    some = ', '.join(_sql(o[0]) for o in read if o[-1] is None) or 'NULL'
+    timed = ', '.join(_sql(o[0]) for o in read if not SIGNALS[o[-4]].static) or 'NULL'
+    known = f'{ev.kept} AND code IN ({some})'
+    o = [('event left out by `only` of the map', left, f'NOT ({ev.kept})', f'columns {", ".join(ev.t.only)}'),
+         ('event of a known code without a value', empty, f'{known} AND (value IS NULL OR isnan(value))', 'left out'),
+         ('event without a patient id', int(lost[0]), f'{known} AND patient IS NULL',
+          'left out; nobody can tell whose it is'),
+         ('event without a time', int(lost[1]),
+          f'{ev.kept} AND code IN ({timed}) AND patient IS NOT NULL AND time IS NULL',
+          'left out; nobody can tell when it was')]
+    return [(what, n, *ev.place(wrong), advice) for what,n,wrong,advice in o if n]
 
 # %% ../../nbs/rows/16_events.ipynb #42fa8230
 def _cells(ev, field, files=None): # files: of `ev.origin`; None: all
@@ -359,7 +362,8 @@ def rows(self:Events, signals, files=None, only=''):
     for b in self.con.sql(self.stream(files, only)).to_arrow_reader(BATCH):
         who,at,x,place = (np.array(b.column(k)) for k in (0, 1, 3, 4)) # writable: one type for the compiler
         cells.add(who, _bits(at), place, x)
-    (twice,wrong,later),k = cells.mean(), cells.n
+    met,k = cells.mean(), cells.n
+    met = [(len(o), len(pd.unique(mine := cells.who[o])), mine[o.argmin()] if len(o) else 0) for o in met]
     who,code = np.unique(cells.who[:k], return_inverse=True) # whole numbers in their order, texts in that met
     names,time = self.named(who), _times_of(cells.when[:k], self)
     h,x = time.to_numpy(), cells.x[:,:k]
@@ -372,10 +376,10 @@ def rows(self:Events, signals, files=None, only=''):
     df.insert(0, 'patient_id', _as_text(code, names))
     df.attrs['utc'] = ['time']*self.utc
     day = 'on one day, whose time of day is not given' if are_days(time, self.t.zone) else 'at one time'
-    notes = [(f'several values of one signal {day}', twice, 0, self.where, 'their mean is taken'),
-             ('value out of range beside others of its time', wrong, 0, self.where, 'left out of the mean'),
-             ('value of a later choice beside an earlier one', later, 0, self.where, 'left out; the first counts')]
-    return Part(df, [], [o for o in notes if o[1]])
+    notes = [(f'several values of one signal {day}', 'their mean is taken'),
+             (UNCHOSEN[0], 'left out of the mean'), (UNCHOSEN[1], 'left out; the first counts')]
+    return Part(df, [], [(what, n, stays, f'{self.where}: patient {self.named(np.array([first]))[0]}', advice)
+                         for (what,advice),(n,stays,first) in zip(notes, met) if n])
 
 @patch
 def timeless(self:Events, signals):

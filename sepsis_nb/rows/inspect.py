@@ -12,6 +12,7 @@ from .findings import findings
 from .onset import label_findings, rule_text
 from .reference import reference
 from .signals import SIGNALS, harmonise, hours
+from .units import is_sole
 
 # %% ../../nbs/rows/21_inspect.ipynb #959121c2
 def _duration(h): # hours
@@ -95,8 +96,7 @@ def _span(mid, low, high): return '–' if np.isnan(mid) else f'{_number(mid)} (
 def _unit_text(o):
     own = SIGNALS[o.signal].unit
     if o.converted: return f'{own}, from {o.unit if o.unit != own else "°F"}'
-    sole = all(how == (1, 0) for how in SIGNALS[o.signal].units.values()) or own == 'h' # nothing else could be meant
-    return own if o.given or sole else f'{own}, assumed'
+    return own if o.given or is_sole(o.signal) else f'{own}, assumed'
 
 def signals_text(signals:pd.DataFrame)->pd.DataFrame: # signals: from `signal_table`
     "The table of signals as a person reads it, one line each"
@@ -119,6 +119,6 @@ def screen(found:Inspection)->str:
         some = [f'{o.column} ({o.values:,} values)' for o in rows.itertuples()]
         head = 'Left out as the map says' if what == 'ignored' else 'Not understood, left out'
         parts.append(f"{head}: {', '.join(some[:20])}{f', and {len(some)-20:,} more' if len(some) > 20 else ''}")
-    notes = [f'{o.finding}: {o.rows:,} rows, {o.stays:,} stays, first {o.first}; {o.advice}'
-             for o in found.suspect.itertuples()]
+    def many(o): return ', '.join(f'{n:,} {what}' for n,what in ((o.rows, 'rows'), (o.stays, 'stays')) if n) or 'once'
+    notes = [f'{o.finding}: {many(o)}, first {o.first}; {o.advice}' for o in found.suspect.itertuples()]
     return '\n\n'.join([*parts, 'Suspect:\n  '+'\n  '.join(notes) if notes else 'Nothing suspect.'])

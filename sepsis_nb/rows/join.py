@@ -17,6 +17,7 @@ from .onset import LabelRule, assumed_rule, check_onset, label_rows, of_one_stay
 from .signals import SIGNALS, clean, hours
 from .tables import ending, parquet_columns, read_table
 from .times import GAP_H
+from .units import is_sole
 from .wide import COLUMNS, UNCHOSEN, chosen, read_wide, refuse_apart
 
 # %% ../../nbs/rows/19_join.ipynb #febd71fa
@@ -175,21 +176,23 @@ def _static(df, frame, persons, m, t):
     return df, notes
 
 # %% ../../nbs/rows/19_join.ipynb #22490782
-def column_note(what, columns, advice): # columns: rows of the table of columns
+def column_note(what, columns, advice, df=None): # columns: rows of the table of columns; df: the rows that have them
     "One row of the notes, in a list; empty if there are no columns"
     if not len(columns): return []
+    met = df[[s for s in columns.signal.unique() if s in df]].notna().any(axis=1) if df is not None else []
+    stays = df.patient_id[met].nunique() if len(met) else 0
     shown = f"{columns.file.iloc[0]}: {', '.join(columns.column[:8])}{', …' if len(columns) > 8 else ''}"
-    return [(what, int(columns['values'].sum()), 0, shown, advice)]
+    return [(what, int(columns['values'].sum()), stays, shown, advice)]
 
-def _column_notes(columns):
+def _column_notes(columns, df):
     "Notes of the columns and codes that became no signal, and of the units nobody said"
     unknown = columns[(columns.what == 'unknown') & (columns['values'] > 0)]
-    free = [s for s in columns.signal if s and SIGNALS[s].unit in ('1', '0/1')]
-    assumed = columns[(columns.signal != '') & ~columns.given & (columns['values'] > 0) & ~columns.signal.isin(free)]
+    sole = columns.signal.map(is_sole).astype(bool)
+    assumed = columns[(columns.signal != '') & ~columns.given & (columns['values'] > 0) & ~sole]
     return (column_note('column or code of no known signal', unknown,
                         'not read; name it in [table.signals], or in `ignore`')
             + column_note('unit assumed', assumed,
-                          'nobody says it, so the canonical one is taken; write it into the map'))
+                          'nobody says it, so the canonical one is taken; write it into the map', df))
 
 # %% ../../nbs/rows/19_join.ipynb #71cc2db0
 def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
@@ -216,7 +219,7 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     names = [c for c in ('patient_id', 'time', *SIGNALS, 'label') if c in df]
     if list(df) != names: df = df[names]
     df.attrs.pop('utc', None) # of the parts
-    return Source(df, columns, m.rule, noted(notes+_column_notes(columns)), m.name)
+    return Source(df, columns, m.rule, noted(notes+_column_notes(columns, df)), m.name)
 
 # %% ../../nbs/rows/19_join.ipynb #6368a220
 def head_columns(path:Path)->tuple:
