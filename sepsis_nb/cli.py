@@ -181,7 +181,8 @@ def _score(paths, out, explain, model, columns, map):
     click.echo(f'{out}: {len(t):,} rows of {df.patient_id.nunique():,} patients')
     click.echo(f'scored by {scorer.name} {scorer.version}')
     if explain: return
-    click.echo(f'{t.alert.sum():,} alerts; {t.indeterminate.sum():,} rows are indeterminate')
+    never = f' (the policy never alerts: {scorer.policy.why})'*scorer.policy.never
+    click.echo(f'{t.alert.sum():,} alerts{never}; {t.indeterminate.sum():,} rows are indeterminate')
     if t.indeterminate.any(): click.echo(f'most often: {t.reasons[t.indeterminate].mode()[0]}')
 
 # %% ../nbs/06_cli.ipynb #7b749f00
