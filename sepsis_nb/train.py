@@ -66,8 +66,8 @@ def run_summary(figures:dict)->str: # figures: the run's metrics JSON
     def text(k): return f'{k} {m[k]:.3f}' + (' [{:.3f}, {:.3f}]'.format(*m[f'{k}_ci']) if f'{k}_ci' in m else '')
     found = ', '.join(text(k) for k in ('utility', 'auroc', 'auprc', 'f1') if m.get(k) is not None)
     if not r['version']: return f"{figures['champion']}: {found}\n{r['why']}"
-    moved = 'is champion now' if r['champion'] else 'is not champion'
-    return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model sepsis {moved}: {r['why']}\n"
+    moved,name = 'is champion now' if r['champion'] else 'is not champion', r.get('name', 'sepsis')
+    return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model {name} {moved}: {r['why']}\n"
             'Another champion: MlflowClient().set_registered_model_alias, see nbs/how_to.ipynb')
 
 # %% ../nbs/02_train.ipynb #f5c1185f
