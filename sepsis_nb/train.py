@@ -68,8 +68,8 @@ def run_summary(figures:dict)->str: # figures: the run's metrics JSON
     policy = figures.get('policy', {})
     if policy.get('on', 0) > 1: found += f"\nIt never alerts: {policy['why']}"
     if not r['version']: return f"{figures['champion']}: {found}\n{r['why']}"
-    moved = 'is champion now' if r['champion'] else 'is not champion'
-    return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model sepsis {moved}: {r['why']}\n"
+    moved,name = 'is champion now' if r['champion'] else 'is not champion', r.get('name', 'sepsis')
+    return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model {name} {moved}: {r['why']}\n"
             'Another champion: MlflowClient().set_registered_model_alias, see nbs/how_to.ipynb')
 
 # %% ../nbs/02_train.ipynb #f5c1185f

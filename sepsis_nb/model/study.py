@@ -226,7 +226,8 @@ def summary(job:Job, stays:Stays, outcomes:list, logged:Logged, external:Externa
                n_rows=len(stays.y), champion=logged.champion, models=models, scaler_run_id=None, cv=cv,
                policy=to_dict(best.rule.policy), calibration=to_dict(best.rule.calibration),
                gate=gate_of(job, stays.digest, best, stays.rule), label_rule=rule_to_dict(stays.rule),
-               registered=dict(version=logged.version, champion=logged.moved, why=logged.why))
+               registered=dict(name=registered_name(job), version=logged.version, champion=logged.moved,
+                               why=logged.why))
     if external is not None: out['external'] = _with_intervals(external.metrics) | dict(
         n_patients=len(external.stays.ids), threshold=external.threshold, adapted=_with_intervals(external.adapted),
         label_rule=rule_to_dict(external.stays.rule))
