@@ -47,7 +47,7 @@ REFUSED = {
     'no rows':(HEAD+'\n', 'ward.csv: has a header and no rows'),
     'word':(monitor(ROW, ROW.replace('98.4', 'warm')), "row 3 column MDC_TEMP_Result: 'warm' is not a number"),
     'limit of detection':(monitor(ROW.replace('98.4', '<35')),
-                          "'<35' is a limit of detection, not a number; write the"),
+                          "'<35' is a limit of detection, not a number; read it by a map"),
     'unit in the cell':(monitor(ROW.replace('98.4', '98.4 F')), 'the unit belongs into the header'),
     'dash':(monitor(ROW.replace('98.4', '-')), "'-' is not a number; write one or leave it empty"),
     'no id':(monitor(ROW, ROW.replace('007', ' ')), 'ward.csv row 3 column Patient ID: nan is not a patient id'),

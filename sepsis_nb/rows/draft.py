@@ -145,8 +145,8 @@ def _long(df, found, words):
 _PAIR,_PRESSURE = r'\d{2,3} ?/ ?\d{2,3}', re.compile('bp|pressure|druck|tension|presi|pressi|^(rr|ta|pa|bd)$')
 def _is_pressure(name, col): # name: of a column or code
     "Whether cells are such as 120/80, under a name of blood pressure"
-    text = col.dropna().astype('str').str.strip()
-    return bool(_PRESSURE.search(word_key(header_unit(name)[0]))) and text.str.fullmatch(_PAIR).mean() >= .5
+    if not _PRESSURE.search(word_key(header_unit(name)[0])): return False
+    return col.dropna().astype('str').str.strip().str.fullmatch(_PAIR).mean() >= .5
 
 def _pressures(name): return [[Entry(s, f'{name}/{k}')] for k,s in enumerate(('SBP', 'DBP'), 1)]
 def _text_lines(cells, code=None): # cells: Series of text of known codes or columns

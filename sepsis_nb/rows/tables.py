@@ -218,7 +218,7 @@ def _text_table(body, names, sep, table, notes):
 
 # %% ../../nbs/rows/13_tables.ipynb #656759d2
 _ASIDE = ( # pattern of a cell that is no number, what it is, what to do
-    (r'[<>≤≥]', 'is a limit of detection, not a number', 'write the value to use, or leave it empty'),
+    (r'[<>≤≥]', 'is a limit of detection, not a number', 'read it by a map with limits = "at", or leave it empty'),
     (r'[+-]?\d{1,3}([.,\' ]\d{3})+([.,]\d*)?$', 'may have a separator of thousands', 'write 1234.5'),
     (r'[+-]?\d+,\d+$', 'has a comma, and other numbers of the file have a point', 'write them in one way'),
     (r'[+-]?\d+\.\d+$', 'has a point, and other numbers of the file have a comma', 'write them in one way'),

@@ -17,7 +17,7 @@ from ..rows.maps import unit_of, whole_text
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, check_json, is_plain
 from ..rows.tables import MISSING, Table, ids
-from ..rows.texts import read_cell
+from ..rows.texts import MIDNIGHT, read_cell
 from ..rows.times import times
 from ..rows.units import conversion, header_conversion, header_unit
 from ..rows.wide import unit_said
@@ -168,10 +168,11 @@ def _unworded(obj, feed):
 def _joined(obj, feed):
     "A message with date and clock as one time"
     for date,clock in feed.joined:
-        if (day := obj.get(date)) is None: continue
-        if (at := obj.get(clock)) is None: raise BadMessage(
-            f'bad-time: {date} is {day!s:.40} and {clock} is empty; send both')
-        if type(day) is not str or ':' in day: raise BadMessage(
+        day,at = obj.get(date), obj.get(clock)
+        if day is None and (at is None or obj.get('time') is not None): continue
+        if day is None or at is None: raise BadMessage(
+            f'bad-time: {date} is {day!s:.40} and {clock} is {at!s:.40}; send both')
+        if type(day) is not str or ':' in (day := re.sub(MIDNIGHT, '', day.strip())): raise BadMessage(
             f'bad-time: {date} is {day!s:.40}, expected a date beside {clock}')
         obj = obj | {date:f'{day} {at}'}
     return obj
