@@ -1172,6 +1172,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'sepsis_nb.report.plots._errors': ('report/plots.html#_errors', 'sepsis_nb/report/plots.py'),
                                         'sepsis_nb.report.plots._furthest_text': ( 'report/plots.html#_furthest_text',
                                                                                    'sepsis_nb/report/plots.py'),
+                                        'sepsis_nb.report.plots._observed_text': ( 'report/plots.html#_observed_text',
+                                                                                   'sepsis_nb/report/plots.py'),
                                         'sepsis_nb.report.plots.alt_of': ('report/plots.html#alt_of', 'sepsis_nb/report/plots.py'),
                                         'sepsis_nb.report.plots.new_figure': ('report/plots.html#new_figure', 'sepsis_nb/report/plots.py'),
                                         'sepsis_nb.report.plots.plain_axes': ('report/plots.html#plain_axes', 'sepsis_nb/report/plots.py'),

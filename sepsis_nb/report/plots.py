@@ -176,14 +176,19 @@ def plot_discrimination(curves:dict, metrics:dict, point:dict): # Model to `roc_
     return fig
 
 # %% ../../nbs/report/30_plots.ipynb #bfed8ab5
+def _observed_text(o):
+    "Mean risk, and observed share with its interval, to a tenth of a percent"
+    risk,*others = (f'{number_text(100*v, 1)} %' for v in (o.risk, o.observed, o.lo, o.hi))
+    return risk, '{} ({} to {})'.format(*others)
+
 def _calibration_text(name, t, whole=None): # whole: one bin at and above the alert threshold, if there is any
     "Predicted against observed risk, in words"
     where = 'the highest risks average' if whole is None else 'at and above the alert threshold the mean risk is'
     o = t.iloc[-1] if whole is None else whole.iloc[0]
-    observed = percent(o.observed)+('' if whole is None else f' ({percent(o.lo)} to {percent(o.hi)})')
+    risk,observed = (percent(o.risk), percent(o.observed)) if whole is None else _observed_text(o)
     off = int(((t.risk < t.lo) | (t.risk > t.hi)).sum())
     groups = f'{off} of {len(t)} groups are' if off else 'no group is'
-    return f'{name}: {where} {percent(o.risk)}, observed were {observed}; {groups} off by more than chance'
+    return f'{name}: {where} {risk}, observed were {observed}; {groups} off by more than chance'
 
 def plot_reliability(
     tables:dict, metrics:dict,  # Name (a model, a place) to `reliability`, and to `evaluate`
@@ -209,8 +214,9 @@ def plot_reliability(
         o,one = 100*high[high.observed > 0], whole.iloc[0]
         shown[f'{k}, above'] = o
         ax.errorbar(o.risk, o.observed, _errors(o.observed, o.lo, o.hi), mfc='w', **look | style[k] | dict(ls='none'))
-        set_alt(fig, f'{k}, at and above the alert threshold: {one.rows:,.0f} hours, mean risk {percent(one.risk)}, '
-                     f'observed {percent(one.observed)} ({percent(one.lo)} to {percent(one.hi)})')
+        risk,observed = _observed_text(one)
+        set_alt(fig, f'{k}, at and above the alert threshold: {one.rows:,.0f} hours, mean risk {risk}, '
+                     f'observed {observed}')
     if above: ax.axvline(100*at, color=VERMILION, lw=1, ls='--', label=f'alert threshold: {percent(at)}')
     points = pd.concat(shown.values())[['risk', 'observed']].to_numpy()
     ends = [.7*points.min(), 1.4*points.max()]
