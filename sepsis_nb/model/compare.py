@@ -105,11 +105,11 @@ def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # fold, r: (n,) fold an
 
 # %% ../../nbs/model/52_compare.ipynb #228f251e
 def alerts_by_fold(stays:Stays, fold, r, budget=.2)->np.ndarray: # fold, r: (n,) fold and held-out risk or score
-    "(n,) bool: alerts of each fold, by the `budget_policy` of the other folds"
+    "(n,) bool: alerts of each fold, by its own `budget_policy`, which knows no labels"
     p,out = (r-r.min()+1)/(np.ptp(r)+2) if r.min() < 0 or r.max() > 1 else r, np.zeros(len(r), bool)
     for i in range(fold.max()+1):
         k = fold == i
-        policy = budget_policy(p[~k], stays.stay[~k], stays.hour[~k], budget=budget)
+        policy = budget_policy(p[k], stays.stay[k], stays.hour[k], budget=budget)
         out[k] = table_alerts(policy, stays.who[k], stays.hour[k], stays.stay[k], p[k])
     return out
 

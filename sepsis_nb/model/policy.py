@@ -110,11 +110,11 @@ def policy_evidence(label, alert, stay, hour=None)->dict: # (n,) as of `evaluate
 
 # %% ../../nbs/model/31_policy.ipynb #558a04f7
 _LEAST = 50 # stays that reach the highest threshold, or 2 % if that is more; fewer show little about the PPV
-def candidate_thresholds(risk, stay, indeterminate)->np.ndarray: # (n,); indeterminate: bool
+def candidate_thresholds(risk, stay, indeterminate, few=_LEAST)->np.ndarray: # (n,); indeterminate: bool
     "At most 60 falling risks that a few to all stays ever reach, in even steps of the logarithm"
     top = pd.Series(np.where(indeterminate, np.nan, risk)).groupby(np.asarray(stay)).max().dropna().to_numpy()
-    if len(top) < _LEAST: return np.array([])
-    at = np.unique(np.geomspace(max(_LEAST, len(top)//50), len(top), 60).round().astype(int))-1
+    if len(top) < few: return np.array([])
+    at = np.unique(np.geomspace(max(few, len(top)//50), len(top), 60).round().astype(int))-1
     return np.unique(np.sort(top)[::-1][at])[::-1]
 
 # %% ../../nbs/model/31_policy.ipynb #d634a6d7
@@ -172,7 +172,8 @@ def choose_policy(
 def budget_policy(risk, stay, hour=None, indeterminate=None, budget=.2)->Policy: # (n,) as of `choose_policy`
     "The lowest threshold down to which the budget holds, whatever it finds: to compare risks at one burden"
     code,k = pd.factorize(np.asarray(stay))[0], 0
-    thresholds = candidate_thresholds(risk, code, np.zeros(len(code), bool) if indeterminate is None else indeterminate)
+    hidden = np.zeros(len(code), bool) if indeterminate is None else indeterminate
+    thresholds = candidate_thresholds(risk, code, hidden, few=1)
     most = budget*patient_days(code, hour).sum()
     def at(t): return Policy(float(t), hysteresis(float(t)), REFRACTORY_H, budget)
     def spends(t): return table_alerts(at(t), code, hour, 0, risk, indeterminate).sum() > most

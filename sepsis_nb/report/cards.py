@@ -106,12 +106,12 @@ def cautions(best, every_hour, baselines:dict, groups=None)->list: # Markdown
     known = {k:o.metrics.value for k,o in baselines.items() if o.learned}
     def beats(o): return not (v.auroc > o.auroc and v.ppv_alert > o.ppv_alert)
     if better := [k for k,o in known.items() if k in BEDSIDE_SCORES.values() and beats(o)]: out.append(
-        f'{" and ".join(better)} as good as the model, in AUROC or in PPV per alert at the same burden.')
+        f'no worse than the model, in AUROC or in PPV per alert at the same burden: {", ".join(better)}.')
     parts = [f'{w} {known[k].utility:.2f}' for k,w in PARTS.items() if k in known]
     if parts: out.append(f'of its utility of {v.utility:.2f} there would be left with {", ".join(parts)}.')
     if groups is not None and v.sensitivity_in_time > 0:
         t = groups.xs('sensitivity_in_time', level='metric')
         t = t[t.hi < v.sensitivity_in_time]
-        if len(t): out.append(f'{t.value.idxmin()} is served worse: {percent(t.value.min())} of its septic stays have '
-                              f'an alert by onset, of all {percent(v.sensitivity_in_time)}.')
+        if len(t): out.append(f'served worse: {t.value.idxmin()}, where {percent(t.value.min())} of the septic stays '
+                              f'have an alert by onset, of all {percent(v.sensitivity_in_time)}.')
     return [o[0].upper()+o[1:] for o in out]
