@@ -153,7 +153,7 @@ def _text_lines(cells, code=None): # cells: Series of text of known codes or col
     "Comments, one a kind of text that is no number, for which a person must decide"
     at = odd_cells(cells := cells.astype('str').where(cells.notna()))
     some = text_keys(cells.iloc[at], None if code is None else code.iloc[at]) if len(at) else ()
-    return [f"# {line}  # {n} as '{first}': {why}".replace('#  #', '#') for n,first,line,why in some]
+    return ['# ' + f'{line}  # '*bool(line) + f"{n} as '{first}': {why}" for n,first,line,why in some]
 
 def _unknown_units(said, of): # said: unit to a signal that is in it
     unknown = {u:s for u,s in said.items() if u and unit_key(u) not in _known(s)}

@@ -32,9 +32,12 @@ def read_cell(text:str, t:TableMap, n=1)->tuple: # n: how many numbers it has, w
 _MAYBE = r"^\s*[+-]?[\d.,' ]*([eE][+-]?\d+)?\s*$"
 _WORDS = (*MISSING, 'true', 'false')
 _MARKS = {*'H L HH LL * ** ! A AA N + # ↑ ↓ (H) (L) high low'.split()} # as usual; C would be critical or °C
+_MONTH = '(jan|feb|mar|mär|mrz|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[a-zä]*'
+_DATE = re.compile(rf'\d{{1,2}}[. -]+{_MONTH}|{_MONTH}[. -]+\d{{1,4}}', re.I) # 12.3 becomes 12.Mrz
 def _kind(text):
     "What a text that is no number may be, and the mark behind it"
     if _LIMIT.fullmatch(text): return 'limit', ''
+    if _DATE.fullmatch(text): return 'date', ''
     if re.fullmatch(rf'{_NUMBER} ?/ ?{_NUMBER}', text): return 'pair', ''
     if (m := re.fullmatch(rf'([<>≤≥]?=? ?{_NUMBER}) *(\S.*)', text)) and re.search(r'\d$', m[1]):
         return ('flag' if m[2] in _MARKS else 'unit'), m[2]
@@ -49,7 +52,7 @@ def odd_cells(col)->np.ndarray: # of text
 def text_keys(cells, code=None): # cells: Series of such texts; code: of each, None: of a wide table
     "For each kind of text how many, the first, what to write, and why"
     kinds = pd.Series({o:_kind(o.strip()) for o in cells.unique()})
-    for kind in ('limit', 'flag', 'word', 'pair', 'unit'):
+    for kind in ('limit', 'flag', 'word', 'pair', 'unit', 'date'):
         of = [o for o,(k,_) in kinds.items() if k == kind]
         if not of: continue
         mine = cells.isin(of)
@@ -61,7 +64,8 @@ def text_keys(cells, code=None): # cells: Series of such texts; code: of each, N
             word=(f'missing = {listed([o.strip() for o in of])}', 'if they mean no value'),
             pair=(f'split = {listed(names)}',
                   f'and in [table.signals] SBP = "{names[0]}/1", DBP = "{names[0]}/2"'),
-            unit=('', 'write the number alone; a unit belongs into the header or the map'))[kind]
+            unit=('', 'write the number alone; a unit belongs into the header or the map'),
+            date=('', 'a spreadsheet made a date of a number; export it again, as text'))[kind]
         yield int(mine.sum()), first, *todo
 
 def plain_cells(col:pd.Series, table:Table, t:TableMap, n=1, code=None)->tuple: # code: (len(col),), of a long table
