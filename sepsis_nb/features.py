@@ -397,8 +397,7 @@ FAMILIES = dict(
         Feature('ratio', 'Platelets', other='WBC'), Feature('diff', 'SBP', other='DBP', alias='pulse_pressure')),
     scores=over(('last', 'low', 'off'), ' '.join(SCORES)) + over(('max', 'mean', 'delta'), ' '.join(SCORES), 24))
 FULL = FeatureSpec('full', sum(FAMILIES.values(), ()), needs=('HR_last', 'Resp_last'))
-_HABITS = 'clock', 'timing', 'workup' # of a hospital, with the unit and the time before admission
-_LOCAL = [f for k in _HABITS for f in FAMILIES[k]]+list(over(('last',), 'Unit1 Unit2 HospAdmTime'))
+_LOCAL = FAMILIES['clock'] + over(('last',), 'Unit1 Unit2 HospAdmTime') # how one hospital organises its stays
 PORTABLE = FeatureSpec('portable', tuple(f for f in FULL.features if f not in _LOCAL), FULL.needs)
 SPECS = dict(monitor4=MONITOR4, vitals=VITALS, portable=PORTABLE, full=FULL)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRUSTED', 'KINDS', 'log', 'ModelKind', 'two_columns', 'predict_both', 'raw_risk', 'model_columns', 'mean_booster',
-           'read_skops', 'sklearn_kind', 'versions', 'log_fitted', 'candidates', 'ConstantModel', 'fit_model',
-           'fit_bag', 'in_threads']
+           'read_skops', 'sklearn_kind', 'versions', 'log_fitted', 'more_params', 'candidates', 'ConstantModel',
+           'fit_model', 'fit_bag', 'in_threads']
 
 # %% ../../nbs/model/20_kinds.ipynb #d6ba2b0a
 import logging, numpy as np, platform, re
@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
 from .registry import RegistryError
-from .stays import Stays, sample_weights
+from .stays import Stays, hour_balanced, sample_weights
 
 # %% ../../nbs/model/20_kinds.ipynb #kind_cls
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class ModelKind:
     build:object = None         # (seed, **parameters) -> unfitted classifier; None: the class `estimator`
     contributions:object = None # (model, X) -> (n, features+1) log-odds, the last column the base; None: not known
     library = property(lambda self: self.estimator.partition('.')[0], doc="MLflow's flavour has the same name")
-    def make(self, params, seed): # params: `bags` belongs to `fit_bag`
+    def make(self, params, seed): # params: `bags` and `balance_hours` belong to `fit_bag`
         "Unfitted classifier on one thread"
         module,_,cls = self.estimator.rpartition('.')
-        params = self.fixed | {k:v for k,v in params.items() if k != 'bags'}
+        params = self.fixed | {k:v for k,v in params.items() if k not in ('bags', 'balance_hours')}
         if self.build: return self.build(seed, **params)
         return getattr(import_module(module), cls)(n_jobs=1, random_state=seed, **params)
 
@@ -183,10 +183,14 @@ def log_fitted(model, loader='', **kw): # loader: module of the pyfunc, empty: M
                             f'which no worker loads; take another ({str(e).splitlines()[0][:200]})') from None
 
 # %% ../../nbs/model/20_kinds.ipynb #0c488b0f
-def candidates(name:str, n:int=1, seed:int=42)->list: # name: one of `KINDS`; n: how many, at most all of the grid
-    "Parameter dicts without repeats: the start values, and random choices from the grid"
+def more_params(spec)->dict: # FeatureSpec
+    "What models of a spec are fitted with beside the parameters of their kind"
+    return dict(balance_hours=True) if spec.name.partition('+')[0] == 'portable' else {}
+
+def candidates(name:str, n:int=1, seed:int=42, **more)->list: # name: of `KINDS`; n: how many, at most all of the grid
+    "Parameter dicts without repeats: the start values, and random choices from the grid; each with `more`"
     from sklearn.model_selection import ParameterGrid
-    start = KINDS[name].start
+    start = KINDS[name].start | more
     grid = [start | p for p in ParameterGrid(KINDS[name].grid)]
     order = np.random.default_rng(seed).permutation(len(grid))
     return [start, *[grid[i] for i in order if grid[i] != start]][:n]
@@ -214,8 +218,12 @@ def fit_model(name, params, X, y, weight, seed=42): # X: (n, features); y: (n,) 
     return ConstantModel(y[k][0])
 
 def fit_bag(name, params, stays:Stays, rows, one_in=8, seed=42): # rows: (n,) bool, of the patients to learn from
-    "A model of some patients; with `bags`, the mean of several, each of another of the `sample_weights`"
-    def fit(seed): return fit_model(name, params, stays.X, stays.y, sample_weights(stays, one_in, seed)*rows, seed)
+    """A model of some patients; with `bags`, the mean of several, each of another of the `sample_weights`; with
+    `balance_hours`, of the weights of `hour_balanced`"""
+    def weights(seed):
+        w = sample_weights(stays, one_in, seed)*rows
+        return hour_balanced(stays.y, stays.hour, w) if params.get('balance_hours') else w
+    def fit(seed): return fit_model(name, params, stays.X, stays.y, weights(seed), seed)
     models,merge = [fit(seed+b) for b in range(params.get('bags', 1))], KINDS[name].merge
     return merge(models) if merge and not isinstance(models[0], ConstantModel) else models[0]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'LEAST_SEPTIC', 'Stays', 'table_stays', 'check_memory', 'check_labels', 'check_septic', 'load_stays',
-           'sample_weights', 'check_overlap', 'signals_missing_at']
+           'sample_weights', 'hour_balanced', 'check_overlap', 'signals_missing_at']
 
 # %% ../../nbs/model/10_stays.ipynb #86e4d3ce
 import logging, numpy as np, os, pandas as pd
@@ -150,6 +150,18 @@ def sample_weights(stays:Stays, one_in=8, seed=42)->np.ndarray: # (n,) weight fo
     keep[stays.hourly] = np.random.default_rng(seed).random(stays.hourly.sum()) < 1/one_in
     w = np.where(stays.septic[stays.who], stays.hourly, one_in*keep)
     return np.where(np.isnan(stays.y), 0, w)
+
+# %% ../../nbs/model/10_stays.ipynb #951d1bc4
+def hour_balanced(label, hour, weight, parts=40)->np.ndarray: # (n,) 0/1, NaN where the weight is 0; (n,); (n,)
+    "(n,) weights, times what gives each part of the stay the same share of label 1; parts: with as many labels 1 each"
+    one,w = np.asarray(label) == 1, np.asarray(weight, float)
+    if not w[one].any(): return w
+    edges = np.unique(np.quantile(hour[one & (w > 0)], np.linspace(0, 1, parts+1)[1:-1]))
+    part = np.searchsorted(edges, hour)
+    share = w[one].sum()/w.sum()
+    all_,ill = (np.bincount(part, o, len(edges)+1) for o in (w, w*one))
+    here = (ill/np.maximum(all_, 1e-9))[part]
+    return w*np.where(one, share/np.maximum(here, 1e-9), (1-share)/np.maximum(1-here, 1e-9))
 
 # %% ../../nbs/model/10_stays.ipynb #65b38a4c
 def check_overlap(df:pd.DataFrame, other:pd.DataFrame): # Tidy rows of the training and of the external stays

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'STRONG', 'BASELINE', 'RECIPES', 'icu_units', 'UnitRows', 'unit_rows', 'RankedWithin',
-           'portable_columns', 'clinical_columns', 'monotone', 'hour_weights', 'before_onset', 'anchored', 'by_trees',
-           'by_scores', 'by_monotone', 'by_target', 'by_both', 'leave_one_unit_out', 'recipe_table', 'choose_recipe']
+           'portable_columns', 'value_columns', 'clinical_columns', 'monotone', 'hour_weights', 'before_onset',
+           'anchored', 'by_trees', 'by_scores', 'by_monotone', 'by_target', 'by_both', 'leave_one_unit_out',
+           'recipe_table', 'choose_recipe']
 
 # %% ../../nbs/model/83_travel.ipynb #8d5d227b
 import lightgbm as lgb, numpy as np, pandas as pd
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from ..features import FAMILIES, FeatureSpec, PORTABLE
 from .cohort import Ranked, resamples
 from .kinds import KINDS, in_threads
-from .stays import Stays
+from .stays import Stays, hour_balanced
 from ..rows.derived import SCORES
 
 # %% ../../nbs/model/83_travel.ipynb #27294b5f
@@ -79,7 +80,9 @@ class RankedWithin:
 DIRECTIONS = dict(HR=1, Resp=1, SBP=-1, MAP=-1, DBP=-1, O2Sat=-1, Temp=0, Lactate=1, Creatinine=1, BUN=1,
                   Bilirubin_total=1, Platelets=-1, WBC=0, FiO2=1, pH=-1, HCO3=-1, BaseExcess=-1, SaO2=-1)
 _SPREAD = 'sd', 'dev', 'span', 'range' # say nothing of up or down
+_HABITS = [f for k in ('timing', 'workup') for f in FAMILIES[k]]
 def portable_columns(spec): return [i for i,f in enumerate(spec.features) if f in PORTABLE.features]
+def value_columns(spec): return [i for i in portable_columns(spec) if spec.features[i] not in _HABITS]
 def clinical_columns(spec, scores=False):
     "Columns of the signals in `DIRECTIONS`, of their windows and changes; with `scores` those of the scores too"
     parts = 'values', 'change', 'stay', 'windows'
@@ -91,13 +94,7 @@ def monotone(spec, columns):
     return [sign(spec.features[i]) for i in columns]
 
 # %% ../../nbs/model/83_travel.ipynb #9793565a
-def hour_weights(o:UnitRows, parts=40): # (n,) weights
-    "Those of the rows, times what gives each part of the stay the same share of label 1"
-    edges = np.unique(np.quantile(o.hour[o.y == 1], np.linspace(0, 1, parts+1)[1:-1]))
-    part = np.searchsorted(edges, o.hour)
-    here = (np.bincount(part, o.w*o.y)/np.bincount(part, o.w))[part]
-    share = np.average(o.y, weights=o.w)
-    return o.w*np.where(o.y == 1, share/np.maximum(here, 1e-9), (1-share)/(1-here))
+def hour_weights(o:UnitRows): return hour_balanced(o.y, o.hour, o.w) # (n,)
 
 def before_onset(o:UnitRows, ahead=6): # (n,) bool; ahead: hours from the first label 1 to onset
     first = np.full(o.who.max()+1, np.inf)
@@ -130,7 +127,7 @@ def _boosted(X, y, w, params, seed, objective=None):
     model = lgb.train(own | dict(objective=objective), rows, params['n_estimators'])
     return lambda B: base+model.predict(B, raw_score=True, num_threads=1)
 
-def by_trees(learn, target, seed, columns=portable_columns, params=STRONG, weight=None, rows=None, anchor=False):
+def by_trees(learn, target, seed, columns=value_columns, params=STRONG, weight=None, rows=None, anchor=False):
     "(m,) log-odds of the rows of `target` by LightGBM; `UnitRows` both"
     c,w = columns(learn.spec), weight(learn) if weight else learn.w
     k = rows(learn) if rows else np.ones(len(w), bool)
@@ -174,13 +171,14 @@ BASELINE = 'full'
 RECIPES = { # name to a function of two `UnitRows` and a seed
     'clinical, pairs of signals':partial(by_monotone, scores=True, num_leaves=4, max_depth=2),
     'clinical, monotone':by_monotone,
-    'portable, regularised':by_trees,
-    'portable':partial(by_trees, params=_PLAIN),
-    'portable, regularised, to onset':partial(by_trees, rows=before_onset),
-    'portable, regularised, hours balanced':partial(by_trees, weight=hour_weights),
-    'portable, regularised, like the target':by_target,
-    'portable, regularised, anchored':partial(by_trees, anchor=True),
-    'portable, regularised, and scores':by_both,
+    'values, regularised':by_trees,
+    'values':partial(by_trees, params=_PLAIN),
+    'values, regularised, to onset':partial(by_trees, rows=before_onset),
+    'values, regularised, hours balanced':partial(by_trees, weight=hour_weights),
+    'portable':partial(by_trees, columns=portable_columns, params=_PLAIN, weight=hour_weights),
+    'values, regularised, like the target':by_target,
+    'values, regularised, anchored':partial(by_trees, anchor=True),
+    'values, regularised, and scores':by_both,
     BASELINE:partial(by_trees, columns=lambda spec: list(range(len(spec.names))), params=_PLAIN)}
 
 # %% ../../nbs/model/83_travel.ipynb #3f221078
