@@ -1508,7 +1508,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'sepsis_nb/rows/reference.py'),
                                           'sepsis_nb.rows.reference._limit': ('rows/reference.html#_limit', 'sepsis_nb/rows/reference.py'),
                                           'sepsis_nb.rows.reference._mixed': ('rows/reference.html#_mixed', 'sepsis_nb/rows/reference.py'),
-                                          'sepsis_nb.rows.reference._odd': ('rows/reference.html#_odd', 'sepsis_nb/rows/reference.py'),
                                           'sepsis_nb.rows.reference._one_stay': ( 'rows/reference.html#_one_stay',
                                                                                   'sepsis_nb/rows/reference.py'),
                                           'sepsis_nb.rows.reference._scale': ('rows/reference.html#_scale', 'sepsis_nb/rows/reference.py'),

@@ -67,7 +67,6 @@ def score(x, name:str)->np.ndarray: # x: values in the canonical unit; name: of 
 LEAST = 8      # values, below which nothing is said
 _APART = 1.5   # least score of a median that is read in the wrong unit
 def _limit(stays): return 1+3/np.sqrt(stays)
-def _odd(stays): return .6+2.5/np.sqrt(stays)
 @cache
 def _candidates(signal):
     "Other units of a signal that a column can be told to be in: {unit: (factor, zero)}"
@@ -89,7 +88,6 @@ def suspect_unit(
     signal:Signal,
     stays=None,    # (n,) codes or ids; None: taken as of one stay
     others=None,   # Units to try, as `_candidates`, which are taken if None
-    limit=_limit,  # From a number of stays to how far out their median may lie
 )->Suspect|None:
     "The unit in which a column that does not fit the reference would fit; None: it fits, or nothing else does"
     others,x = _candidates(signal) if others is None else others, np.asarray(x, float)
@@ -100,14 +98,14 @@ def suspect_unit(
     median = float(np.median(x))
     middles = np.array([median]) if stays is None else pd.Series(x).groupby(np.asarray(stays)[k]).median().to_numpy()
     if signal.static: x = middles # one value a stay, however often it is repeated
-    unit = _would_fit(middles, len(middles), signal, others, limit)
+    unit = _would_fit(middles, len(middles), signal, others)
     if unit: return Suspect(unit, 1., median, (median-others[unit][1])*others[unit][0])
-    return _mixed(x, signal, others) if limit is _limit else None
+    return _mixed(x, signal, others)
 
-def _would_fit(middles, stays, signal, others, limit=_limit): # middles: of the stays, or the middle ones of these
+def _would_fit(middles, stays, signal, others): # middles: of the stays, or the middle ones of these
     "The other unit in which the median of some stays would fit; '': it fits as it is, or in none"
     z = abs(np.median(score(middles, signal.name)))
-    if not z > limit(stays): return ''
+    if not z > _limit(stays): return ''
     fits = (abs(np.median(score((middles-zero)*f, signal.name))) < min(2, z/2) for f,zero in others.values())
     return next((unit for unit,fit in zip(others, fits) if fit), '')
 
@@ -139,12 +137,10 @@ def check_units(
     column:str,       # The source's name of the column or code
     stays=None,       # (n,) codes or ids of the stays
     given:str='',     # The unit that somebody said, from which `x` was converted
-)->str:               # '': nothing to say; a finding if the unit was given, or the column is odd
+)->str:               # '': nothing to say; a finding if the unit was given
     "`ValueError` with both readings and the line to write in the map if a column would fit in another unit"
     o = suspect_unit(x, signal, stays)
     if o is None and given: o = suspect_unit(x, signal, stays, _unconverted(signal, given))
-    odd = o is None and not given
-    if odd: o = suspect_unit(x, signal, stays, limit=_odd)
     if o is None: return ''
     low,middle,high = reference().loc[signal.name, [.01, .5, .99]]
     what = f'median {o.median:.3g}' if o.share == 1 else f'{o.share:.0%} of the values, median {o.median:.3g},'
@@ -154,7 +150,6 @@ def check_units(
     if o.share < 1: raise ValueError(f'{where} column {column}: {said}. Two units in one column cannot be told apart; '
                                      'export them in one, or with a column of units')
     line = f'{signal.name} = {{name = "{column}", unit = "%s"}}'
-    if odd: return f'{said}: too few stays to tell; write {line%o.unit} in the map, or {line%signal.unit} if it is that'
     raise ValueError(f"{where} column {column}: {said}. Write {line%o.unit} in the map, or {line%signal.unit} "
                      'if it is that')
 
