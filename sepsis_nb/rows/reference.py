@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUANTILES', 'ALIKE', 'LEAST', 'WINDOW', 'build_reference', 'reference', 'score', 'Suspect', 'suspect_unit',
-           'check_units', 'beyond_one_stay', 'suspect_values', 'unit_checks', 'UnitWindow']
+           'check_units', 'unit_notes', 'in_celsius', 'beyond_one_stay', 'suspect_values', 'unit_checks', 'UnitWindow']
 
 # %% ../../nbs/rows/12_reference.ipynb #8e89a086
 import math, numpy as np, pandas as pd, struct
@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from typing import NamedTuple
 from zlib import crc32
-from .signals import PACKAGE, SIGNALS, Signal
+from .signals import PACKAGE, SIGNALS, Signal, clean
 from .units import conversion
 
 # %% ../../nbs/rows/12_reference.ipynb #90b9d4e3
@@ -174,6 +174,45 @@ def check_units(
     line = f'{signal.name} = {{name = "{column}", unit = "%s"}}'
     raise ValueError(f"{where} column {column}: {said}. Write {line%o.unit} in the map, or {line%signal.unit} "
                      'if it is that')
+
+# %% ../../nbs/rows/12_reference.ipynb #10f0424d
+def _is_open(s): # a `Signal` whose unit could be another
+    others = [o for u,o in s.units.items() if o != (1, 0) and u != '°F']
+    return bool(others) and s.unit != 'h' and not _candidates(s)
+
+def unit_notes(df, said)->list: # df: tidy; said: signal to its file, column and the unit said; '': none
+    "Findings of units; `ValueError` if nobody said one, and another would fit"
+    (who,_),unlike,unchecked = pd.factorize(df.patient_id), [], []
+    for s,(file,column,unit) in said.items():
+        x,o = df[s].to_numpy(float), SIGNALS[s]
+        advice = check_units(x, o, file, column, who, unit)
+        is_open = not unit and _is_open(o) and not np.isnan(x).all()
+        if not (advice or is_open): continue
+        place = int((~np.isnan(x)).sum()), len(np.unique(who[~np.isnan(x)])), f'{file} column {column}'
+        if advice: unlike.append((*place, advice))
+        if is_open: unchecked.append((*place, f'{s} could be in {", ".join(o.units)}'))
+    def one(what, notes, more): # findings of one kind are added up: each column must stay in sight
+        if not notes: return []
+        n,stays,first,advice = zip(*notes)
+        return [(what, sum(n), sum(stays), ', '.join(first), '; '.join(advice)+more)]
+    write = '; no reference tells them apart, write the unit into the header or the map'
+    return one('values unlike their unit', unlike, '')+one('unit assumed, and not checked', unchecked, write)
+
+# %% ../../nbs/rows/12_reference.ipynb #71e66af5
+def in_celsius(df, columns)->tuple: # df: tidy; columns: see `rows.wide.COLUMNS`
+    "Both with the temperatures in °C that their range tells to be in °F, and the finding"
+    if 'Temp' not in df: return df, columns, []
+    x = df.Temp.to_numpy(float)
+    y,converted,wrong = (o[:,0] for o in clean(x[:,None], ('Temp',)))
+    if not (converted := converted & ~wrong).any(): return df, columns, []
+    rest = ~np.isnan(y) & ~converted
+    rows = min(rest, converted, key=np.sum) if rest.any() else converted
+    mine = (columns.signal == 'Temp') & (columns.factor == 1)
+    columns = columns.assign(factor=columns.factor.mask(mine, 5/9), zero=columns.zero.mask(mine, 32.))
+    what,advice = ('temperature in mixed units', '; check the export') if rest.any() else ('temperature in °F', '')
+    ids = df.patient_id[rows]
+    said = what, len(ids), ids.nunique(), f'patient {ids.iloc[0]}', f'each value in °F is converted to °C{advice}'
+    return df.assign(Temp=np.where(converted, y, x)), columns, [said]
 
 # %% ../../nbs/rows/12_reference.ipynb #d9905693
 @cache
