@@ -334,9 +334,8 @@ def read_source(
         source = Source(df, told, CHALLENGE_RULE, noted(notes))
     left = [o for p in given for o in unread(Path(p).expanduser())]
     said = 'files of another kind', 0, 0, ', '.join(left[:8]), 'not read; save them as CSV or parquet if they hold rows'
-    df,told,warm = in_celsius(source.df, source.columns)
-    if not (more := [*more, *[said]*bool(left), *warm]): return source
-    return replace(source, df=df, columns=told, notes=pd.concat([source.notes, noted(more)], ignore_index=True))
+    more += [said]*bool(left)
+    return replace(source, notes=pd.concat([source.notes, noted(more)], ignore_index=True)) if more else source
 
 def fitting(paths, map)->str: # as for `read_source`
     "`map` if one of its tables fits the files, else '': another data set may have a layout of its own"
@@ -348,10 +347,12 @@ def fitting(paths, map)->str: # as for `read_source`
     return map if assign(load_map(map), heads)[0] else ''
 
 def read(paths, columns=None, map='')->pd.DataFrame: # as for `read_source`
-    "Raw tidy frame, rows in the files' order; `ValueError` names file, row and column, `FileNotFoundError` the path"
+    """Tidy frame, rows in the files' order, raw but for °F, which becomes °C; `ValueError` names file, row and column,
+    `FileNotFoundError` the path"""
     source = read_source(paths, columns, map)
-    warn(source.notes[source.notes.finding != ASSUMED], paths) # that is of training, which says it
-    return declare_rule(source.df, source.rule)
+    (df,warm),notes = in_celsius(source.df), source.notes[source.notes.finding != ASSUMED] # that is of training
+    warn(pd.concat([notes, noted(warm)]), paths)
+    return declare_rule(df, source.rule)
 
 # %% ../nbs/00_data.ipynb #b800f273
 def build_sample(full, out=SAMPLE): # full: path of Challenge training set A (zip or folder)

@@ -199,20 +199,18 @@ def unit_notes(df, said)->list: # df: tidy; said: signal to its file, column and
     return one('values unlike their unit', unlike, '')+one('unit assumed, and not checked', unchecked, write)
 
 # %% ../../nbs/rows/12_reference.ipynb #71e66af5
-def in_celsius(df, columns)->tuple: # df: tidy; columns: see `rows.wide.COLUMNS`
-    "Both with the temperatures in °C that their range tells to be in °F, and the finding"
-    if 'Temp' not in df: return df, columns, []
+def in_celsius(df)->tuple: # df: tidy
+    "The frame with the temperatures in °C that their range tells to be in °F, and the finding"
+    if 'Temp' not in df: return df, []
     x = df.Temp.to_numpy(float)
     y,converted,wrong = (o[:,0] for o in clean(x[:,None], ('Temp',)))
-    if not (converted := converted & ~wrong).any(): return df, columns, []
+    if not (converted := converted & ~wrong).any(): return df, []
     rest = ~np.isnan(y) & ~converted
     rows = min(rest, converted, key=np.sum) if rest.any() else converted
-    mine = (columns.signal == 'Temp') & (columns.factor == 1)
-    columns = columns.assign(factor=columns.factor.mask(mine, 5/9), zero=columns.zero.mask(mine, 32.))
     what,advice = ('temperature in mixed units', '; check the export') if rest.any() else ('temperature in °F', '')
     ids = df.patient_id[rows]
     said = what, len(ids), ids.nunique(), f'patient {ids.iloc[0]}', f'each value in °F is converted to °C{advice}'
-    return df.assign(Temp=np.where(converted, y, x)), columns, [said]
+    return df.assign(Temp=np.where(converted, y, x)), [said]
 
 # %% ../../nbs/rows/12_reference.ipynb #d9905693
 @cache
