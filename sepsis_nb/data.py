@@ -22,7 +22,7 @@ from .rows.findings import noted, warn
 from .rows.join import Source, column_note, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
-from .rows.reference import check_units
+from .rows.reference import in_celsius, unit_notes
 from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, check_own, harmonise, hours, signal_rows
 from .rows.signals import own_codes, signals_of
 from .rows.strict import BadMessage, check_json, is_plain
@@ -83,8 +83,8 @@ def _in_unit(x, name, own, table): # x: Series; own: the column's name in the fi
     "Values in the canonical unit if the header gives another, and notes; `ValueError` lists the units known"
     s,there = _OF_CODE[name], f'{table.where} column {own}'
     factor,zero = header_conversion(s, name, own, there)
+    if (factor, zero) == (1, 0): return x, []
     y = (x-zero)*factor
-    if y.equals(x): return x, []
     said = f'{header_unit(own)[1]} to {s.unit}, as the header says'
     return y, [(f'unit of {s.name} converted', int(x.notna().sum()), 0, there, said)]
 
@@ -117,22 +117,12 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
-def _unit_notes(df, said): # said: signal to its file, column and the unit said; '': none
-    "Notes of signals unlike the unit that was said; `ValueError` if none was, and another would fit"
-    (who,_),notes = pd.factorize(df.patient_id), []
-    for s,(file,column,unit) in said.items():
-        x = df[s].to_numpy(float)
-        advice,known = check_units(x, SIGNALS[s], file, column, who, unit), ~np.isnan(x)
-        notes += [('values unlike their unit', int(known.sum()), len(np.unique(who[known])),
-                   f'{file} column {column}', advice)]*bool(advice)
-    return notes
-
 def _read_rows(path, columns):
     df,notes = tidy(table := read_table(path), columns)
     if path == SAMPLE: return df, notes
     if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
     own = {(columns or {}).get(c) or _column(c):c for c in table.df}
-    _unit_notes(df, {c:(table.where, own[c], header_unit(own[c])[1]) for c in df if c in SIGNALS}) # one file may differ
+    df.attrs['said'] = {c:(table.where, own[c], header_unit(own[c])[1]) for c in df if c in SIGNALS}
     return df, notes
 
 # %% ../nbs/00_data.ipynb #c8647368
@@ -172,6 +162,7 @@ def _stacked(parts, where): # parts: [(frame, notes)]
     if len(kinds) > 1: raise ValueError(
         f'{where}: times of different kinds ({", ".join(sorted(kinds))}); read them apart')
     if len(frames) == 1: return frames[0], notes
+    for o in frames: unit_notes(o, o.attrs.pop('said', {})) # one may differ from the others
     df,who = pd.concat(frames, ignore_index=True), pd.Series([i for o in frames for i in o.patient_id.unique()])
     twice = who[who.duplicated()].unique()
     said = note('patient in several files', df.patient_id[df.patient_id.isin(twice)], 'taken for one stay')
@@ -250,7 +241,7 @@ def _read_own(given, columns):
     mine = [(o.signal, (o.file, o.column, header_unit(o.column)[1])) for o in told.itertuples()
             if o.signal in df and o.file != SAMPLE.name]
     said = dict(sorted(mine, key=lambda o: o[1][2] == '')) # one that says none counts
-    return df, notes+_assumed(told, df)+_unit_notes(df, said), told
+    return df, notes+_assumed(told, df)+unit_notes(df, said), told
 
 # %% ../nbs/00_data.ipynb #a62bb679
 _EICU = 'sample-eicu' # the second hospital in the package
@@ -337,10 +328,10 @@ def read_source(
     if m:
         told = source.columns.query("signal != '' and values > 0").sort_values('given', kind='stable')
         said = {o.signal:(o.file, o.column, o.unit*o.given) for o in told[::-1].itertuples()} # unsaid wins
-        more = _unit_notes(source.df, said)
+        more = unit_notes(source.df, said)
     else:
         (df,notes,told),more = _read_own(given, columns), []
-        df.attrs.pop('utc', None)
+        df.attrs.clear()
         source = Source(df, told, CHALLENGE_RULE, noted(notes))
     left = [o for p in given for o in unread(Path(p).expanduser())]
     said = 'files of another kind', 0, 0, ', '.join(left[:8]), 'not read; save them as CSV or parquet if they hold rows'
@@ -357,10 +348,12 @@ def fitting(paths, map)->str: # as for `read_source`
     return map if assign(load_map(map), heads)[0] else ''
 
 def read(paths, columns=None, map='')->pd.DataFrame: # as for `read_source`
-    "Raw tidy frame, rows in the files' order; `ValueError` names file, row and column, `FileNotFoundError` the path"
+    """Tidy frame, rows in the files' order, raw but for °F, which becomes °C; `ValueError` names file, row and column,
+    `FileNotFoundError` the path"""
     source = read_source(paths, columns, map)
-    warn(source.notes[source.notes.finding != ASSUMED], paths) # that is of training, which says it
-    return declare_rule(source.df, source.rule)
+    (df,warm),notes = in_celsius(source.df), source.notes[source.notes.finding != ASSUMED] # that is of training
+    warn(pd.concat([notes, noted(warm)]), paths)
+    return declare_rule(df, source.rule)
 
 # %% ../nbs/00_data.ipynb #b800f273
 def build_sample(full, out=SAMPLE): # full: path of Challenge training set A (zip or folder)

@@ -556,3 +556,26 @@ def test_day_numbers_have_whole_seconds(digits):
     t = pd.Series(pd.date_range('2025-01-31', periods=200, freq='h').as_unit('us'))
     text = [f'{o:.{digits}f}' for o in (t-pd.Timestamp('1899-12-30'))/pd.Timedelta('1D')]
     assert times(pd.Series(text, name='t'), parse_table(b'a,b\n1,2\n', 'x.csv'), 'spreadsheet').tolist() == t.tolist()
+
+def test_bilirubin_of_twenty_stays(ward):
+    "In µmol/L it looks like mg/dL of the very ill; of few stays it is a finding, and of many refused"
+    def rows(stays, head='Bilirubin_total'): # medians of the reference's stays, in µmol/L
+        x = np.random.default_rng(3).permutation(np.geomspace(3, 48, stays)).round(1)
+        return ward(f'patient_id,ICULOS,HR,{head}\n' + ''.join(f'p{k},1,80,{v}\n' for k,v in enumerate(x)))
+    with pytest.raises(ValueError, match='Bilirubin_total: median 12.* would fit in µmol/L .then 0.70'): read(rows(20))
+    found = read_source(rows(5)).notes.set_index('finding').advice
+    assert 'would fit in µmol/L' in found['values unlike their unit']
+    assert 'values unlike their unit' not in set(read_source(rows(20, 'Bilirubin_total [µmol/L]')).notes.finding)
+
+def test_fahrenheit_becomes_celsius(ward, caplog):
+    "`read` gives °C; what the stream sends stays as it came"
+    path = ward('patient_id,ICULOS,HR,Temp\np1,1,80,98.6\np1,2,80,37\np2,1,80,95\n')
+    with caplog.at_level(logging.WARNING): assert read(path).Temp.round(1).tolist() == [37, 37, 35]
+    assert 'temperature in mixed units, rows=1 stays=1' in caplog.text
+    assert read_source(path).df.Temp.tolist() == [98.6, 37, 95]
+    assert read(ward(monitor(ROW))).MDC_TEMP_Result.tolist() == [98.4]
+
+def test_a_unit_that_nothing_checks_is_said(ward):
+    found = read_source(ward('patient_id,ICULOS,HR,CRP\n'+'p1,1,80,12\n'*9)).notes.set_index('finding')
+    assert 'CRP could be in mg/dL, nmol/L' in found.advice['unit assumed, and not checked']
+    assert 'unit assumed, and not checked' not in set(read_source('sample').notes.finding)

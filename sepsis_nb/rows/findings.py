@@ -21,8 +21,8 @@ def _signal_checks(df):
         rows,converted,wrong = (x[:, 0] for x in clean(signal_rows(df[own], (s,)), (s,)))
         if converted.any():
             rarer = min(~np.isnan(rows) & ~converted, converted, key=np.sum)
-            yield 'temperature in mixed units', rarer, 'each value is converted by its own range; check the export'
-            if not rarer.any(): yield 'temperature in °F', converted, 'converted to °C, as its range tells'
+            yield 'temperature in mixed units', rarer, 'the features convert each value in °F; check the export'
+            if not rarer.any(): yield 'temperature in °F', converted, 'the features convert it to °C'
         span = f'{o.lo:g} to {o.hi:g} {o.unit}'
         yield f'{s} out of range', wrong, f'taken for missing: not within {span}; if there are many, check the unit'
 

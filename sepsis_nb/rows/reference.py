@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['QUANTILES', 'ALIKE', 'LEAST', 'WINDOW', 'build_reference', 'reference', 'score', 'Suspect', 'suspect_unit',
-           'check_units', 'beyond_one_stay', 'suspect_values', 'unit_checks', 'UnitWindow']
+           'check_units', 'unit_notes', 'in_celsius', 'beyond_one_stay', 'suspect_values', 'unit_checks', 'UnitWindow']
 
 # %% ../../nbs/rows/12_reference.ipynb #8e89a086
 import math, numpy as np, pandas as pd, struct
@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from importlib.resources import files
 from typing import NamedTuple
 from zlib import crc32
-from .signals import PACKAGE, SIGNALS, Signal
+from .signals import PACKAGE, SIGNALS, Signal, clean
 from .units import conversion
 
 # %% ../../nbs/rows/12_reference.ipynb #90b9d4e3
@@ -21,7 +21,7 @@ QUANTILES = .01, .05, .25, .5, .75, .95, .99
 ALIKE = dict(EtCO2='PaCO2', Pulse='HR') # signal without values to one that stands in for it
 def build_reference(
     frames:dict, # Name of a data set to its tidy frame, in canonical names and units; the first with values wins
-)->pd.DataFrame: # Index signal; `source`, `values`, `stays` and the quantiles, to 4 digits
+)->pd.DataFrame: # Index signal; `source`, `values`, `stays`, `middle` (of the stays) and quantiles, to 4 digits
     "Robust quantiles of all signals that are measurements"
     rows = {}
     for source,df in frames.items():
@@ -30,10 +30,12 @@ def build_reference(
             ok = df[name].between(s.lo, s.hi)
             size = ok.sum(), df.patient_id[ok].nunique()
             if size < (50, 0) or size[1] < 30: continue
-            rows[name] = (source, *size, *(float(f'{q:.4g}') for q in df[name][ok].quantile(list(QUANTILES))))
+            middle = df[name][ok].groupby(df.patient_id[ok]).median().median()
+            found = middle, *df[name][ok].quantile(list(QUANTILES))
+            rows[name] = (source, *size, *(float(f'{q:.4g}') for q in found))
     for name,other in ALIKE.items():
         if other in rows: rows.setdefault(name, (f'as {other}', *rows[other][1:]))
-    table = pd.DataFrame.from_dict(rows, 'index', columns=['source', 'values', 'stays', *QUANTILES])
+    table = pd.DataFrame.from_dict(rows, 'index', columns=['source', 'values', 'stays', 'middle', *QUANTILES])
     return table.loc[[s for s in SIGNALS if s in rows]].rename_axis('signal')
 
 # %% ../../nbs/rows/12_reference.ipynb #09eddcc3
@@ -66,7 +68,14 @@ def score(x, name:str)->np.ndarray: # x: values in the canonical unit; name: of 
 # %% ../../nbs/rows/12_reference.ipynb #2ea75b1d
 LEAST = 8      # values, below which nothing is said
 _APART = 1.5   # least score of a median that is read in the wrong unit
-def _limit(stays): return 1+3/np.sqrt(stays)
+_ONE = 4       # score that the values of one stay may reach
+_REFUSED,_FINDING = (4, np.log(1000)), (2.5, np.log(10)) # deviates off, and logarithm of how much likelier another is
+def _spread(stays): # of a median over stays
+    return np.sqrt(.25**2+np.pi/(2*stays+np.pi-2))
+@cache
+def _center(name): # score of the middle of the stays
+    middle = reference().middle[name]
+    return float(score([middle], name)[0]) if middle > 0 else 0.
 @cache
 def _candidates(signal):
     "Other units of a signal that a column can be told to be in: {unit: (factor, zero)}"
@@ -76,11 +85,12 @@ def _candidates(signal):
             if u != '°F' and abs(score([middle/f+z], name)[0]) > _APART} # °F is told apart by each value
 
 class Suspect(NamedTuple):
-    "A column that would fit in another unit"
-    unit:str     # The one in which it would fit
+    "A column that does not fit its unit"
+    unit:str     # The one in which it would fit; '': none is known
     share:float  # Of the values; 1: the column as a whole
     median:float # Of those values, as they stand
     other:float  # The same, read in `unit`, in the canonical one
+    sure:bool    # Whether it is refused where nobody said the unit
 
 # %% ../../nbs/rows/12_reference.ipynb #120079b3
 def suspect_unit(
@@ -92,35 +102,46 @@ def suspect_unit(
     "The unit in which a column that does not fit the reference would fit; None: it fits, or nothing else does"
     others,x = _candidates(signal) if others is None else others, np.asarray(x, float)
     k = np.flatnonzero(x > 0)
-    if not others or len(k) < LEAST: return None
+    if not others or not len(k): return None
     x = x[k]
     if signal.name == 'Temp': x = np.where((x > 50) & (x < 120), (x-32)*5/9, x) # as `clean` reads it
     median = float(np.median(x))
-    middles = np.array([median]) if stays is None else pd.Series(x).groupby(np.asarray(stays)[k]).median().to_numpy()
-    if signal.static: x = middles # one value a stay, however often it is repeated
-    unit = _would_fit(middles, len(middles), signal, others)
-    if unit: return Suspect(unit, 1., median, (median-others[unit][1])*others[unit][0])
-    return _mixed(x, signal, others)
+    who = None if stays is None else np.asarray(stays)[k]
+    middles = np.array([median]) if who is None else pd.Series(x).groupby(who).median().to_numpy()
+    if signal.static: x,who = middles, None # one value a stay, however often it is repeated
+    sure = unit = _would_fit(middles, len(middles), signal, others) if len(x) >= LEAST else ''
+    if not sure and len(x) >= LEAST and (o := _mixed(x, signal, others, who)): return o
+    unit = unit or _would_fit(middles, len(middles), signal, others, _FINDING)
+    far = _off(middles, signal.name) > _REFUSED[0]*_spread(len(middles))
+    if not unit and (len(x) < LEAST or not far): return None
+    f,zero = others.get(unit, (np.nan, 0))
+    return Suspect(unit, 1., median, (median-zero)*f, bool(sure))
 
-def _would_fit(middles, stays, signal, others): # middles: of the stays, or the middle ones of these
+def _off(middles, name):
+    "How far the median of some stays lies from the middle of the reference's, as a score"
+    return abs(np.median(score(middles, name))-_center(name))
+
+def _would_fit(middles, stays, signal, others, least=_REFUSED): # middles: of the stays, or the middle ones of these
     "The other unit in which the median of some stays would fit; '': it fits as it is, or in none"
-    z = abs(np.median(score(middles, signal.name)))
-    if not z > _limit(stays): return ''
-    fits = (abs(np.median(score((middles-zero)*f, signal.name))) < min(2, z/2) for f,zero in others.values())
-    return next((unit for unit,fit in zip(others, fits) if fit), '')
+    z,spread = _off(middles, signal.name), _spread(stays)
+    if not z > least[0]*spread: return ''
+    off = {unit:_off((middles-zero)*f, signal.name) for unit,(f,zero) in others.items()}
+    fit = {unit:o for unit,o in off.items() if o < 2 and (z*z-o*o)/(2*spread*spread) > least[1]}
+    return min(fit, key=fit.get, default='')
 
 # %% ../../nbs/rows/12_reference.ipynb #7f2c5761
 _SHARE = .02
-def _mixed(x, signal, others): # x: above 0
+def _mixed(x, signal, others, who): # x: above 0; who: stays, None: unknown
     "`Suspect` if a share of the values fits only in another unit"
     log,z = _scale(signal.name)
-    lo,hi,lo_in,hi_in = np.exp(np.interp([-_limit(1), _limit(1), -2, 2], z, log))
-    out = x[(x < lo) | (x > hi)]
-    if len(out) < max(LEAST, _SHARE*len(x)): return None
+    lo,hi,lo_in,hi_in = np.exp(np.interp([-_ONE, _ONE, -2, 2], z, log))
+    out,least = (x < lo) | (x > hi), max(LEAST, _SHARE*len(x))
+    if out.sum() < least: return None
     for unit,(f,zero) in others.items():
-        fits = out[((out-zero)*f > lo_in) & ((out-zero)*f < hi_in)]
-        if len(fits) < max(LEAST, _SHARE*len(x)): continue
-        return Suspect(unit, len(fits)/len(x), m := float(np.median(fits)), (m-zero)*f)
+        fits = out & ((x-zero)*f > lo_in) & ((x-zero)*f < hi_in)
+        if (n := fits.sum()) < least: continue
+        several = who is None or len(set(who[fits])) > 1
+        return Suspect(unit, n/len(x), m := float(np.median(x[fits])), (m-zero)*f, several)
     return None
 
 # %% ../../nbs/rows/12_reference.ipynb #17c09be8
@@ -137,21 +158,59 @@ def check_units(
     column:str,       # The source's name of the column or code
     stays=None,       # (n,) codes or ids of the stays
     given:str='',     # The unit that somebody said, from which `x` was converted
-)->str:               # '': nothing to say; a finding if the unit was given
+)->str:               # '': nothing to say; a finding if the unit was given, or another is likely and not sure
     "`ValueError` with both readings and the line to write in the map if a column would fit in another unit"
     o = suspect_unit(x, signal, stays)
-    if o is None and given: o = suspect_unit(x, signal, stays, _unconverted(signal, given))
-    if o is None: return ''
+    if given and not (o and o.unit): o = suspect_unit(x, signal, stays, _unconverted(signal, given))
+    if o is None or given and not o.sure: return ''
     low,middle,high = reference().loc[signal.name, [.01, .5, .99]]
     what = f'median {o.median:.3g}' if o.share == 1 else f'{o.share:.0%} of the values, median {o.median:.3g},'
-    said = (f'{what} is unlike {signal.unit} (usually {low:g} to {high:g}, median {middle:g}) and would fit in '
-            f'{o.unit} (then {o.other:.3g} {signal.unit})')
+    fit = f'and would fit in {o.unit} (then {o.other:.3g} {signal.unit})' if o.unit else 'and in every other known unit'
+    said = f'{what} is unlike {signal.unit} (usually {low:g} to {high:g}, median {middle:g}) {fit}'
     if given: return said
+    if not o.sure: return f'{said}; nobody says the unit, so check it and write it into the header or the map'
     if o.share < 1: raise ValueError(f'{where} column {column}: {said}. Two units in one column cannot be told apart; '
                                      'export them in one, or with a column of units')
     line = f'{signal.name} = {{name = "{column}", unit = "%s"}}'
     raise ValueError(f"{where} column {column}: {said}. Write {line%o.unit} in the map, or {line%signal.unit} "
                      'if it is that')
+
+# %% ../../nbs/rows/12_reference.ipynb #10f0424d
+def _is_open(s): # a `Signal` whose unit could be another
+    others = [o for u,o in s.units.items() if o != (1, 0) and u != '°F']
+    return bool(others) and s.unit != 'h' and not _candidates(s)
+
+def unit_notes(df, said)->list: # df: tidy; said: signal to its file, column and the unit said; '': none
+    "Findings of units; `ValueError` if nobody said one, and another would fit"
+    (who,_),unlike,unchecked = pd.factorize(df.patient_id), [], []
+    for s,(file,column,unit) in said.items():
+        x,o = df[s].to_numpy(float), SIGNALS[s]
+        advice = check_units(x, o, file, column, who, unit)
+        is_open = not unit and _is_open(o) and not np.isnan(x).all()
+        if not (advice or is_open): continue
+        place = int((~np.isnan(x)).sum()), len(np.unique(who[~np.isnan(x)])), f'{file} column {column}'
+        if advice: unlike.append((*place, advice))
+        if is_open: unchecked.append((*place, f'{s} could be in {", ".join(o.units)}'))
+    def one(what, notes, more): # findings of one kind are added up: each column must stay in sight
+        if not notes: return []
+        n,stays,first,advice = zip(*notes)
+        return [(what, sum(n), sum(stays), ', '.join(first), '; '.join(advice)+more)]
+    write = '; no reference tells them apart, write the unit into the header or the map'
+    return one('values unlike their unit', unlike, '')+one('unit assumed, and not checked', unchecked, write)
+
+# %% ../../nbs/rows/12_reference.ipynb #71e66af5
+def in_celsius(df)->tuple: # df: tidy
+    "The frame with the temperatures in °C that their range tells to be in °F, and the finding"
+    if 'Temp' not in df: return df, []
+    x = df.Temp.to_numpy(float)
+    y,converted,wrong = (o[:,0] for o in clean(x[:,None], ('Temp',)))
+    if not (converted := converted & ~wrong).any(): return df, []
+    rest = ~np.isnan(y) & ~converted
+    rows = min(rest, converted, key=np.sum) if rest.any() else converted
+    what,advice = ('temperature in mixed units', '; check the export') if rest.any() else ('temperature in °F', '')
+    ids = df.patient_id[rows]
+    said = what, len(ids), ids.nunique(), f'patient {ids.iloc[0]}', f'each value in °F is converted to °C{advice}'
+    return df.assign(Temp=np.where(converted, y, x)), [said]
 
 # %% ../../nbs/rows/12_reference.ipynb #d9905693
 @cache
@@ -159,7 +218,7 @@ def _one_stay(signals): # tuple of `Signal`s
     "Lowest and highest values that one stay may have, (2, n); infinite where no other unit is told apart"
     def limits(s):
         log,z = _scale(s.name)
-        return np.exp(np.interp([-_limit(1), _limit(1)], z, log))
+        return np.exp(np.interp([-_ONE, _ONE], z, log))
     return np.array([limits(s) if _candidates(s) else (-np.inf, np.inf) for s in signals]).reshape(-1, 2).T
 
 def beyond_one_stay(raw:np.ndarray, signals:tuple)->np.ndarray: # (n, n_signals) values as they came; `Signal`s
@@ -193,7 +252,8 @@ def unit_checks(signals:tuple)->tuple: # of `Signal`s
     "(column, signal, whether °F is converted, lowest and highest logarithm that is never suspect), where one can be"
     def limits(s):
         log,z = _scale(s.name)
-        return np.interp([-_limit(WINDOW), _limit(WINDOW)], z, log).tolist()
+        far = _REFUSED[0]*_spread(WINDOW)
+        return np.interp([_center(s.name)-far, _center(s.name)+far], z, log).tolist()
     return tuple((j, s.name, s.name == 'Temp', *limits(s)) for j,s in enumerate(signals) if _candidates(s))
 
 @lru_cache(1 << 12)
