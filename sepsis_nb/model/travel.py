@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'STRONG', 'BASELINE', 'RECIPES', 'icu_units', 'UnitRows', 'unit_rows', 'RankedWithin',
-           'portable_columns', 'value_columns', 'clinical_columns', 'monotone', 'hour_weights', 'before_onset',
+           'portable_columns', 'value_columns', 'clinical_columns', 'monotone', 'hour_weights', 'until_onset',
            'anchored', 'by_trees', 'by_scores', 'by_monotone', 'by_target', 'by_both', 'leave_one_unit_out',
            'recipe_table', 'choose_recipe']
 
@@ -96,7 +96,7 @@ def monotone(spec, columns):
 # %% ../../nbs/model/83_travel.ipynb #9793565a
 def hour_weights(o:UnitRows): return hour_balanced(o.y, o.hour, o.w) # (n,)
 
-def before_onset(o:UnitRows, ahead=6): # (n,) bool; ahead: hours from the first label 1 to onset
+def until_onset(o:UnitRows, ahead=6): # (n,) bool; ahead: hours from the first label 1 to onset
     first = np.full(o.who.max()+1, np.inf)
     np.minimum.at(first, o.who[o.y == 1], o.hour[o.y == 1])
     return o.hour <= first[o.who]+ahead
@@ -173,7 +173,7 @@ RECIPES = { # name to a function of two `UnitRows` and a seed
     'clinical, monotone':by_monotone,
     'values, regularised':by_trees,
     'values':partial(by_trees, params=_PLAIN),
-    'values, regularised, to onset':partial(by_trees, rows=before_onset),
+    'values, regularised, to onset':partial(by_trees, rows=until_onset),
     'values, regularised, hours balanced':partial(by_trees, weight=hour_weights),
     'portable':partial(by_trees, columns=portable_columns, params=_PLAIN, weight=hour_weights),
     'values, regularised, like the target':by_target,

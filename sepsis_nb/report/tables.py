@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'one_in', 'headline', 'data_card', 'label_meaning', 'policy_table', 'indeterminate_table', 'metrics_table',
-           'group_table', 'difference', 'baseline_table']
+           'group_table', 'difference_text', 'baseline_table']
 
 # %% ../../nbs/report/20_tables.ipynb #61ba4168
 import numpy as np, pandas as pd
@@ -140,7 +140,7 @@ _COLUMNS = ('utility', 'auroc', 'auprc', 'alerts_per_patient_day', 'ppv_alert', 
             'sensitivity_in_time')
 _GAPS = dict(auroc='AUROC', ppv_alert='PPV per alert', sensitivity_window='sensitivity in the window')
 
-def difference(o)->str: # row of `paired`
+def difference_text(o)->str: # row of `paired`
     "A difference with its interval as text"
     return f'{o["diff"]:+.3f} ({o.lo:+.3f} to {o.hi:+.3f})'.replace('-', '−')
 
@@ -155,7 +155,7 @@ def baseline_table(tables:dict, crossed=(), empty=(), gaps=None)->str: # Name to
     def cell(name, c): return dict(text=metric_text(every[name], c), best=top.get(c) == name)
     def more(name):
         known = (gaps or {}).get(name, pd.DataFrame()) if name not in empty else pd.DataFrame()
-        return [dict(text=difference(known.loc[c]) if c in known.index else '–', best=False) for c in _GAPS if gaps]
+        return [dict(text=difference_text(known.loc[c]) if c in known.index else '–', best=False) for c in _GAPS if gaps]
     rows = [dict(name=name, crossed=name in crossed, empty=name in empty,
                  cells=[cell(name, c) for c in shown]+more(name)) for name in every]
     labels = [METRICS[c].label for c in shown] + [f'{next(iter(tables))} has more: {v}' for v in _GAPS.values() if gaps]
