@@ -61,10 +61,12 @@ def _execute(page, draft, params, quiet):
 
 # %% ../nbs/02_train.ipynb #8f20154e
 def run_summary(figures:dict)->str: # figures: the run's metrics JSON
-    "What a run found, in three lines for a terminal"
+    "What a run found, in a few lines for a terminal"
     m,r = figures['models'][figures['champion']], figures['registered']
     def text(k): return f'{k} {m[k]:.3f}' + (' [{:.3f}, {:.3f}]'.format(*m[f'{k}_ci']) if f'{k}_ci' in m else '')
     found = ', '.join(text(k) for k in ('utility', 'auroc', 'auprc', 'f1') if m.get(k) is not None)
+    policy = figures.get('policy', {})
+    if policy.get('alert_threshold', 0) > 1: found += f"\nIt never alerts: {policy['why']}"
     if not r['version']: return f"{figures['champion']}: {found}\n{r['why']}"
     moved = 'is champion now' if r['champion'] else 'is not champion'
     return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model sepsis {moved}: {r['why']}\n"
