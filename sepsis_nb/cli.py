@@ -169,20 +169,22 @@ def _score(paths, out, explain, model, columns, map):
     "Score the rows of PATHS (CSV, psv, parquet, zip, folder, or 'sample') as the worker would, without Kafka."
     from sepsis_nb.data import read
     from sepsis_nb.model.load import load_scorer
+    from sepsis_nb.rows.signals import with_signals
     from tqdm import tqdm
     write = _table_writer(out) # a wrong name is refused before the work
     if odd := [c for c in columns if '=' not in c]: raise ValueError(f'--column {odd[0]}: expected THEIRS=OURS')
     names = {a:b or None for a,_,b in (c.partition('=') for c in columns)}
-    scorer,df = load_scorer(model), read(list(paths), names, map)
+    scorer = load_scorer(model)
+    with with_signals(scorer.spec.definitions): df = read(list(paths), names, map)
     bar = partial(tqdm, disable=not sys.stderr.isatty())
     t = (scorer.explain if explain else scorer.score)(df, progress=bar)
     write(t)
+    if scorer.policy.never: click.echo(f'the model never alerts: {scorer.policy.why}', err=True)
     if out == '-': return
     click.echo(f'{out}: {len(t):,} rows of {df.patient_id.nunique():,} patients')
     click.echo(f'scored by {scorer.name} {scorer.version}')
     if explain: return
-    never = f' (the policy never alerts: {scorer.policy.why})'*scorer.policy.never
-    click.echo(f'{t.alert.sum():,} alerts{never}; {t.indeterminate.sum():,} rows are indeterminate')
+    click.echo(f'{t.alert.sum():,} alerts; {t.indeterminate.sum():,} rows are indeterminate')
     if t.indeterminate.any(): click.echo(f'most often: {t.reasons[t.indeterminate].mode()[0]}')
 
 # %% ../nbs/06_cli.ipynb #7b749f00

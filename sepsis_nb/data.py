@@ -23,8 +23,8 @@ from .rows.join import Source, column_note, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import in_celsius, unit_notes
-from .rows.signals import CHALLENGE, KNOWN, MONITOR, SHORT, SIGNALS, check_own, harmonise, hours, signal_rows
-from .rows.signals import own_codes, signals_of
+from .rows.signals import ANY_CASE, CHALLENGE, KNOWN, MONITOR, OF_CODE, SHORT, SIGNALS, check_own, harmonise
+from .rows.signals import hours, signal_rows, signals_of
 from .rows.strict import BadMessage, check_json, is_plain
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
@@ -37,12 +37,13 @@ log = logging.getLogger(__name__)
 _all_ = ['SIGNALS', 'MONITOR', 'CHALLENGE', 'Source', 'harmonise', 'hours', 'signal_rows']
 ROLES = {'patient id':'patient_id', 'patient_id':'patient_id', 'result time':'time', 'time':'time', 'label':'label',
          'sepsislabel':'label'} # name in lower case to what it is
-_NAMES = ROLES | {c.lower():c for c in KNOWN}
+_OWN = 'one of your own is declared in a file, which `[data] signals` of the settings names'
 def _bare(name): # in lower case, without spaces around it and a unit in brackets
     return header_unit(name)[0].lower()
 def _column(name):
     "A column's role or signal, whatever its case and without a unit in brackets; another name stripped of spaces"
-    return _NAMES.get(_bare(name), str(name).strip())
+    bare = _bare(name)
+    return ANY_CASE.get(bare) or ROLES.get(bare) or str(name).strip()
 
 # %% ../nbs/00_data.ipynb #ce7131ca
 def _check_columns(found, needed, where, known=None):
@@ -62,7 +63,7 @@ def _rename(df, columns, where):
     for name,to in columns.items():
         if to is not None and to not in KNOWN and to not in ROLES.values(): raise ValueError(
             f"{where}: columns gives '{name}' the name '{to}', expected patient_id, time, label or one of "
-            + ', '.join(SIGNALS))
+            + ', '.join(SIGNALS) + f'; {_OWN}')
     if lost := [o for o in columns if o not in df]: raise ValueError(
         f"{where}: columns names '{lost[0]}', which is not there; found: {', '.join(map(str, df))}")
     df = df[[c for c in df if columns.get(c, c) is not None]]
@@ -70,7 +71,8 @@ def _rename(df, columns, where):
     if twice := next((n for n in names if names.count(n) > 1), None):
         both = ' and '.join(f"'{c}'" for c,n in zip(df, names) if n == twice)
         raise ValueError(f'{where}: columns {both} both mean {twice}; remove one of them, or rename it')
-    bare = {c:_bare(c).replace(' ', '_') for c in df if _column(c) not in _NAMES.values() and c not in columns}
+    other = (c for c in df if _column(c) not in KNOWN | set(ROLES.values()) and c not in columns)
+    bare = {c:_bare(c).replace(' ', '_') for c in other}
     short = {c:SHORT[b] for c,b in bare.items() if b in SHORT}
     if short: raise ValueError(f"{where}: columns with a short form, whose meaning is not sure: "
         f"{', '.join(short)}. Read it by a map, which `sepsis map {where} > ward.toml` drafts; or, if they are what "
@@ -78,10 +80,9 @@ def _rename(df, columns, where):
     return df.set_axis(names, axis=1)
 
 # %% ../nbs/00_data.ipynb #efedb73a
-_OF_CODE = {c:s for s in SIGNALS.values() for c in own_codes(s)}
 def _in_unit(x, name, own, table): # x: Series; own: the column's name in the file
     "Values in the canonical unit if the header gives another, and notes; `ValueError` lists the units known"
-    s,there = _OF_CODE[name], f'{table.where} column {own}'
+    s,there = OF_CODE[name], f'{table.where} column {own}'
     factor,zero = header_conversion(s, name, own, there)
     if (factor, zero) == (1, 0): return x, []
     y = (x-zero)*factor
@@ -105,13 +106,14 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     notes = list(table.notes)
     for c in df:
         if c not in KNOWN: continue
-        out[c],more = _in_unit(numbers(col(c), table, _OF_CODE[c].unit == '0/1'), c, own[c], table)
+        out[c],more = _in_unit(numbers(col(c), table, OF_CODE[c].unit == '0/1'), c, own[c], table)
         notes += more
     if 'label' in df:
         y = out['label'] = numbers(col('label'), table, True)
         refuse(y.notna() & ~y.isin([0, 1]), col('label'), table, 'is not 0 or 1', 'fix the file')
     unused = ', '.join(own[c] for c in df if c not in out)
-    note = 'ignored columns', len(df), 0, f'{where}: {unused}', 'they carry no known signal; name them with `columns`'
+    advice = f'they carry no known signal; name a known one with `columns`; {_OWN}'
+    note = 'ignored columns', len(df), 0, f'{where}: {unused}', advice
     out = pd.DataFrame(out)
     if 'time' in df: out.attrs['utc'] = in_utc(col('time'), '', '')
     return out, [*notes, *[note]*bool(unused)]
@@ -303,7 +305,7 @@ def _own_columns(path, df, columns): # df: what was read of it
     for own in _own_names(path, df):
         name = (columns or {}).get(own, _column(own))
         n = int(df[name].notna().sum()) if name in df else len(df)
-        if s := _OF_CODE.get(name):
+        if s := OF_CODE.get(name):
             unit = header_unit(own)[1] or s.unit*layout
             yield described(path.name, own, Column(s.name, own), unit, values=n)
         else:

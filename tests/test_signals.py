@@ -75,3 +75,23 @@ def test_a_missing_file_is_one_line_wherever_rows_are_read(tmp_path):
     r = run("from sepsis_nb.cli import main; main(['inspect', 'sample'])", tmp_path, own='nope.toml')
     last = r.stderr.strip().split('\n')
     assert r.returncode and len(last) == 1 and 'nope.toml' in last[0], (r.stdout, r.stderr[-800:])
+
+def test_score_reads_with_the_definitions_of_the_model(tmp_path, monkeypatch, caplog):
+    from types import SimpleNamespace
+    from click.testing import CliRunner
+    from sepsis_nb import cli
+    from sepsis_nb.data import read
+    from sepsis_nb.model import load
+    from sepsis_nb.model.policy import never_policy
+    from sepsis_nb.rows.signals import declare
+    path,seen = tmp_path/'ward.csv', []
+    path.write_text('patient_id,ICULOS,HR,pct [µg/L]\np1,1,80,2.5\n')
+    own = declare(dict(procalcitonin=dict(label='procalcitonin', unit='ng/mL', range=[0, 1000], names=['PCT'],
+                                          units={'µg/L':1})), 'my.toml')['procalcitonin']
+    def score(df, progress): seen.append(df); return df
+    scorer = SimpleNamespace(spec=SimpleNamespace(definitions=(own,)), policy=never_policy('too few'), score=score)
+    monkeypatch.setattr(load, 'load_scorer', lambda uri: scorer)
+    said = CliRunner().invoke(cli.main, ['score', str(path)])
+    assert not said.exit_code and 'the model never alerts: too few' in said.output, said.output
+    assert seen[0].PCT.tolist() == [2.5] and 'ignored columns' not in caplog.text
+    assert 'PCT' not in read(path) and 'in a file, which `[data] signals` of the settings names' in caplog.text

@@ -289,3 +289,13 @@ def test_site_without_labels(there, patient):
     assert out['advice']['why'].startswith('Not known: without labels')
     assert 0 <= next(iter(out['present'].values()))['alerts per patient-day'] < 24
     assert sum(o['weight'] for o in out['coverage'].values()) <= 1
+
+def test_a_champion_that_never_alerts_is_said():
+    from sepsis_nb.model.policy import never_policy, threshold_policy
+    from sepsis_nb.model.risk import to_dict
+    from sepsis_nb.train import run_summary
+    never = to_dict(never_policy('too few'))
+    run = dict(champion='LightGBM', models=dict(LightGBM=dict(utility=.4)), policy=never,
+               registered=dict(version='1', champion=True, why='it is the first'))
+    assert 'utility 0.400\nIt never alerts: too few\nVersion 1' in run_summary(run)
+    assert 'never' not in run_summary(run | dict(policy=to_dict(threshold_policy(.4))))

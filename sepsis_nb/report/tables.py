@@ -155,7 +155,8 @@ def baseline_table(tables:dict, crossed=(), empty=(), gaps=None)->str: # Name to
     def cell(name, c): return dict(text=metric_text(every[name], c), best=top.get(c) == name)
     def more(name):
         known = (gaps or {}).get(name, pd.DataFrame()) if name not in empty else pd.DataFrame()
-        return [dict(text=difference_text(known.loc[c]) if c in known.index else '–', best=False) for c in _GAPS if gaps]
+        texts = (difference_text(known.loc[c]) if c in known.index else '–' for c in _GAPS if gaps)
+        return [dict(text=o, best=False) for o in texts]
     rows = [dict(name=name, crossed=name in crossed, empty=name in empty,
                  cells=[cell(name, c) for c in shown]+more(name)) for name in every]
     labels = [METRICS[c].label for c in shown] + [f'{next(iter(tables))} has more: {v}' for v in _GAPS.values() if gaps]
