@@ -43,7 +43,10 @@ reports: $(VENV)/.ready
 	@test -f "$(DATA)" || { echo "Name set A of the Challenge 2019: make reports DATA=training_setA.zip"; exit 1; }
 	@SEPSIS_PATHS_REPORTS=reports sepsis train -p data "$(abspath $(DATA))" -p external sample-eicu \
 	  -p metrics_json reports/02_train.json
-	@SEPSIS_PATHS_REPORTS=reports sepsis site sample-eicu --retrain --home "$(abspath $(DATA))" -p metrics_json reports/33_site.json
+	@sepsis train -p data "$(abspath $(DATA))" -p external sample-eicu -p features portable -p models LightGBM \
+	  -p metrics_json reports/34_portable.json
+	@SEPSIS_PATHS_REPORTS=reports sepsis site sample-eicu --models sepsis-portable,sepsis --retrain \
+	  --home "$(abspath $(DATA))" -p metrics_json reports/33_site.json
 	@$(PROVE) nbs/prove/21_benchmarks.ipynb reports/30_benchmarks.ipynb -p quick False -p rounds 3 -p rows 30000
 	@$(PROVE) nbs/prove/32_chaos.ipynb reports/31_chaos.ipynb -p data "$(abspath $(DATA))" -p rows 150000 -p rate 500 \
 	  -p kills 20 -p stops 3 -p broker_kills 5 -p rebalances 5 -p zombies 3 -p senders 2 -p deletions 2 -p hosts 2 \
