@@ -96,6 +96,7 @@ def test_omop(tmp_path):
     "Units by their concepts, else by their text; a visit has its person's values"
     s = read_source(write(tmp_path, **OMOP))
     assert s.map == 'omop' and list(s.df.patient_id) == ['70', '70'] and list(s.df.Gender) == [0, 0]
+    assert s.notes.advice.str.contains('may be when a specimen was taken').sum() == 1
     np.testing.assert_allclose(s.df.Temp, [37.5, np.nan])
     np.testing.assert_allclose(s.df.Creatinine, [np.nan, 1.4])
 

@@ -283,7 +283,7 @@ def read_mapped(found:dict, m:SourceMap)->Source: # found: path, as text, to its
             _check_apart(got := [(p, read_wide(read_table(p, t.line_breaks), t)) for p in mine], t)
             parts += [(p, t) for _,p in got]
     notes = [('file not read', 0, 0, ', '.join(Path(o).name for o in stray[:8]), f'no table of {m.name} fits')]
-    notes += _lost(parts, m)
+    notes += [('note of the map', 0, 0, m.where or m.name, m.note)]*bool(m.note) + _lost(parts, m)
     notes += [('no file of a table', 0, 0, ', '.join(t.files), f'{m.at(t)} is missing') for t in m.tables
               if not t.optional and not any(o is t for _,o in fit)]
     parts[0] = parts[0][0]._replace(notes=notes[not stray:]+parts[0][0].notes), parts[0][1]

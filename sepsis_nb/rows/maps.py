@@ -80,6 +80,7 @@ class SourceMap:
     about:str = ''
     rule:LabelRule = LabelRule() # What label 1 means
     where:str = ''               # The file, for messages
+    note:str = ''                # What a reader of its rows must know; becomes a finding
     declared:bool = False        # Whether the map says what label 1 means
     def at(self, table, key=''): # table: of `tables`
         "Words for a place in the map, for messages"
@@ -188,7 +189,8 @@ def _check_table(t, where):
 
 # %% ../../nbs/rows/15_maps.ipynb #5b1d6df0
 _TOP = {'name':('name of the map, for reports', 'name = "ward-3"'),
-        'about':('what the source is', 'about = "Lab system, since 2021"')}
+        'about':('what the source is', 'about = "Lab system, since 2021"'),
+        'note':('what a reader of its rows must know; a finding', 'note = "times are those of the draw"')}
 _LABEL = {'before_h':('label 1 begins so many hours before the onset', '6'),
           'after_h':('and lasts until so many hours after it; end: to the end of the stay', '"end"'),
           'cut':('whether the rows of a stay end there', 'false')}
@@ -249,7 +251,8 @@ def parse_map(text:str, where:str)->SourceMap: # where: file, for messages
     if 'label' in o and not labelled: raise ValueError(
         f"{where}: [label], but no table has the key 'label' or 'onset'")
     return SourceMap(str(o.get('name', Path(where).stem)), tables, str(o.get('about', '')),
-                     rule_from_dict(o.get('label', {}), f'{where} [label]'), where, 'label' in o)
+                     rule_from_dict(o.get('label', {}), f'{where} [label]'), where, str(o.get('note', '')),
+                     'label' in o)
 
 @cache
 def built_in()->dict:
