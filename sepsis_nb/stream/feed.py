@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
-from ..data import Parsed, parse
+from ..data import parse
 from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, places, unit_of, whole_text
 from ..rows.signals import SIGNALS, own_codes
-from ..rows.strict import BadMessage, check_json, is_plain
+from ..rows.strict import BadMessage, Parsed, check_json, is_plain
 from ..rows.tables import MISSING, Table, ids
 from ..rows.times import times
 from ..rows.units import conversion, header_conversion, header_unit
