@@ -54,6 +54,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'sepsis_nb.data._read_set': ('data.html#_read_set', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._read_stay': ('data.html#_read_stay', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._read_stays': ('data.html#_read_stays', 'sepsis_nb/data.py'),
+                                'sepsis_nb.data._read_tables': ('data.html#_read_tables', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._rename': ('data.html#_rename', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data._stacked': ('data.html#_stacked', 'sepsis_nb/data.py'),
                                 'sepsis_nb.data.build_eicu': ('data.html#build_eicu', 'sepsis_nb/data.py'),

@@ -116,8 +116,8 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
-def _read_rows(path, columns):
-    df,notes = tidy(table := read_table(path), columns)
+def _read_rows(path, columns, table=None): # table: of the path, if it has been read
+    df,notes = tidy(table := table or read_table(path), columns)
     if path == SAMPLE: return df, notes
     if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
     own = {(columns or {}).get(c) or _column(c):c for c in table.df}
@@ -167,12 +167,21 @@ def _stacked(parts, where): # parts: [(frame, notes)]
     said = note('patient in several files', df.patient_id[df.patient_id.isin(twice)], 'taken for one stay')
     return df, notes+said
 
+def _read_tables(found, path, columns): # found: [`Member`]
+    parts,empty = [], []
+    for o in found:
+        if len((table := read_table(o)).df): parts.append(_read_rows(o, columns, table))
+        else: empty.append(o)
+    df,notes = _stacked(parts or [_read_rows(empty[0], columns)], path)
+    said = 'file without rows', 0, 0, ', '.join(o.name for o in empty[:8]), 'left out; export it again'
+    return df, notes+[said]*bool(empty)
+
 def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
     one = ending(path) == '.psv' and path.is_file()
     found = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)] if one else members(path)
     stays = [o for o in found if o.name[-4:].lower() == '.psv']
     tables = [o for o in found if o.name[-4:].lower() != '.psv']
-    if tables and not stays: return _stacked([_read_rows(o, columns) for o in tables], path)
+    if tables and not stays: return _read_tables(tables, path, columns)
     if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
     df,notes = _read_stays(stays, path)
     left = ', '.join(o.name for o in tables[:8])

@@ -90,7 +90,7 @@ def _signal(name, where):
     if name in SIGNALS: return name
     near = [s for s in SIGNALS if s.casefold() == name.casefold()] or get_close_matches(name, SIGNALS, 1)
     raise ValueError(f"{where}: unknown signal '{name}'" + (f", did you mean '{near[0]}'?" if near else '')
-                     + f" Known are {', '.join(SIGNALS)}")
+                     + f" Known are {', '.join(SIGNALS)}; one of your own stands in the file that [data] signals names")
 
 # %% ../../nbs/rows/15_maps.ipynb #0ee94f38
 def _as_number(v, where):
