@@ -4,28 +4,26 @@
 
 # %% auto #0
 __all__ = ['log', 'ROLES', 'SAMPLE', 'SOURCES', 'SAMPLE_EICU', 'tidy', 'read_source', 'fitting', 'read', 'build_sample',
-           'build_eicu', 'messages', 'encode', 'Parsed', 'parse', 'SIGNALS', 'MONITOR', 'CHALLENGE', 'Source',
-           'harmonise', 'hours', 'signal_rows']
+           'build_eicu', 'messages', 'encode', 'SIGNALS', 'MONITOR', 'CHALLENGE', 'Source', 'harmonise', 'hours',
+           'parse', 'signal_rows']
 
 # %% ../nbs/00_data.ipynb #d1371c17
 import logging, numpy as np, orjson, pandas as pd
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 from .rows.findings import noted, warn
 from .rows.join import Source, column_note, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
 from .rows.onset import ASSUMED, CHALLENGE_RULE, assumed_rule, declare_rule
 from .rows.reference import in_celsius, unit_notes
 from .rows.signals import ANY_CASE, CHALLENGE, KNOWN, MONITOR, OF_CODE, SHORT, SIGNALS, check_own, harmonise
-from .rows.signals import hours, signal_rows, signals_of
-from .rows.strict import BadMessage, check_json, is_plain
+from .rows.signals import hours, signal_rows
+from .rows.strict import parse
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
 from .rows.times import MOST_HOURS, times
@@ -34,7 +32,7 @@ from .rows.wide import COLUMNS, described, in_utc
 
 # %% ../nbs/00_data.ipynb #705fb538
 log = logging.getLogger(__name__)
-_all_ = ['SIGNALS', 'MONITOR', 'CHALLENGE', 'Source', 'harmonise', 'hours', 'signal_rows']
+_all_ = ['SIGNALS', 'MONITOR', 'CHALLENGE', 'Source', 'harmonise', 'hours', 'parse', 'signal_rows']
 ROLES = {'patient id':'patient_id', 'patient_id':'patient_id', 'result time':'time', 'time':'time', 'label':'label',
          'sepsislabel':'label'} # name in lower case to what it is
 _OWN = 'one of your own is declared in a file, which `[data] signals` of the settings names'
@@ -119,8 +117,8 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     return out, [*notes, *[note]*bool(unused)]
 
 # %% ../nbs/00_data.ipynb #6d657b53
-def _read_rows(path, columns):
-    df,notes = tidy(table := read_table(path), columns)
+def _read_rows(path, columns, table=None): # table: of the path, if it has been read
+    df,notes = tidy(table := table or read_table(path), columns)
     if path == SAMPLE: return df, notes
     if 'label' in df and not set(CHALLENGE) <= set(df): notes = [*notes, assumed_rule(df, table.where)]
     own = {(columns or {}).get(c) or _column(c):c for c in table.df}
@@ -170,12 +168,21 @@ def _stacked(parts, where): # parts: [(frame, notes)]
     said = note('patient in several files', df.patient_id[df.patient_id.isin(twice)], 'taken for one stay')
     return df, notes+said
 
+def _read_tables(found, path, columns): # found: [`Member`]
+    parts,empty = [], []
+    for o in found:
+        if len((table := read_table(o)).df): parts.append(_read_rows(o, columns, table))
+        else: empty.append(o)
+    df,notes = _stacked(parts or [_read_rows(empty[0], columns)], path)
+    said = 'file without rows', 0, 0, ', '.join(o.name for o in empty[:8]), 'left out; export it again'
+    return df, notes+[said]*bool(empty)
+
 def _read_set(path, columns): # path: of a psv, or a folder or zip of stays or tables
     one = ending(path) == '.psv' and path.is_file()
     found = [Member(path.name, path.name, path.stat().st_size, path.read_bytes)] if one else members(path)
     stays = [o for o in found if o.name[-4:].lower() == '.psv']
     tables = [o for o in found if o.name[-4:].lower() != '.psv']
-    if tables and not stays: return _stacked([_read_rows(o, columns) for o in tables], path)
+    if tables and not stays: return _read_tables(tables, path, columns)
     if columns: raise ValueError(f'{path}: the names of psv files are fixed; columns is for CSV and parquet')
     df,notes = _read_stays(stays, path)
     left = ', '.join(o.name for o in tables[:8])
@@ -388,56 +395,3 @@ def messages(df:pd.DataFrame)->Iterator[dict]:
 def encode(obj:dict)->bytes:
     "A message as compact UTF-8 JSON; NaN becomes null"
     return orjson.dumps(obj)
-
-# %% ../nbs/00_data.ipynb #40e7b976
-class Parsed(NamedTuple):
-    "One usable message"
-    patient_id:str
-    time:float    # hours; NaN if the message has none
-    values:list   # (n_signals,) floats as they came; NaN where there is none
-
-def _number(v, k):
-    "A JSON number as float; `BadMessage` otherwise"
-    if type(v) in (float, int): return float(v)
-    raise BadMessage(f'not-a-number: {k} is {type(v).__name__} {str(v)[:40]!r}, expected a number or null')
-
-def _message_hours(v):
-    "A message's time in hours; `BadMessage` if it is neither a number of hours nor ISO 8601"
-    if not isinstance(v, str):
-        if abs(t := _number(v, 'time')) <= MOST_HOURS: return t
-        raise BadMessage(f'bad-time: {t:g} h is more than {MOST_HOURS:g} h; send hours of the stay, or ISO 8601')
-    try: t = datetime.fromisoformat(v)
-    except ValueError: raise BadMessage(
-        f'bad-time: {v[:40]!r} is not ISO 8601; send 2025-01-31T13:45:00 or a number of hours') from None
-    return (t.replace(tzinfo=t.tzinfo or UTC)-datetime(1970, 1, 1, tzinfo=UTC))/timedelta(hours=1)
-
-# %% ../nbs/00_data.ipynb #c9fa21b2
-def _names(obj): return ', '.join(k[:40] for k in list(obj)[:10]) or 'none'
-def _loads(raw, signals): # signals: as `signals_of`
-    "The JSON object in `raw`, with a usable patient id; `BadMessage` otherwise"
-    if raw is None: raise BadMessage('empty: a message without a value')
-    try: obj = orjson.loads(raw)
-    except orjson.JSONDecodeError as e:
-        raise BadMessage(f'not-json: {e}; a missing value is null, NaN and Infinity are not JSON') from None
-    if not isinstance(obj, dict):
-        raise BadMessage(f'not-an-object: a JSON {type(obj).__name__}, expected one object a row')
-    if 'patient_id' not in obj: raise BadMessage(f'no-patient-id: keys are {_names(obj)}')
-    if not isinstance(obj['patient_id'], str) or not obj['patient_id']:
-        raise BadMessage('bad-patient-id: expected a string that is not empty')
-    if KNOWN.isdisjoint(obj) and not any(c in obj for s in signals for c in s.codes): raise BadMessage(
-        f'no-signal: no known signal among the keys {_names(obj)}')
-    if not is_plain(raw, obj): check_json(raw, obj, signals)
-    return obj
-
-def _first(obj, codes):
-    "The first value under one of the names, as float (finite in JSON); NaN if there is none"
-    for c in codes:
-        if (v := obj.get(c)) is not None: return v if type(v) is float else _number(v, c)
-    return np.nan
-
-def parse(raw:bytes|None, signals:tuple)->Parsed: # raw: a message's value; signals: as `signals_of`, in order
-    "One message as a row, its values not yet cleaned; `BadMessage` says why it cannot be used"
-    obj = _loads(raw, signals := signals_of(signals))
-    values = [_first(obj, s.codes) for s in signals]
-    t = obj['time'] if 'time' in obj else obj.get('ICULOS') # as for a table, where the column decides
-    return Parsed(obj['patient_id'], np.nan if t is None else _message_hours(t), values)

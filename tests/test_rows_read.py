@@ -579,3 +579,44 @@ def test_a_unit_that_nothing_checks_is_said(ward):
     found = read_source(ward('patient_id,ICULOS,HR,CRP\n'+'p1,1,80,12\n'*9)).notes.set_index('finding')
     assert 'CRP could be in mg/dL, nmol/L' in found.advice['unit assumed, and not checked']
     assert 'unit assumed, and not checked' not in set(read_source('sample').notes.finding)
+
+EVENT_MAP = '''name = "l"
+[[table]]
+files = "*.csv"
+layout = "long"
+patient = "patient_id"
+time = "time"
+code = "code"
+value = "value"
+[table.signals]
+HR = "hr"
+'''
+def test_messages_name_the_place(ward, tmp_path):
+    ward(EVENT_MAP, 'l.toml')
+    head = 'patient_id,time,code,value\n'
+    for name,row in dict(x='p1,2025-01-31 10:00:00,hr,80', y='p2,2025-01-31 10:00:00Z,hr,80').items():
+        ward(f'{head}{row}\n', f'two/{name}.csv')
+    with pytest.raises(ValueError, match='^x.csv and y.csv row 2 column time: .*Z. has a time zone, row 2'):
+        read(tmp_path/'two', map=tmp_path/'l.toml')
+    ward(f'{head}p1,2025-01-31 10:00:00,hr,\n', 'null/x.csv')
+    with pytest.raises(ValueError, match='found tables: none; x.csv: event of a known code without a value'):
+        read(tmp_path/'null', map=tmp_path/'l.toml')
+    ward(EVENT_MAP.replace('HR =', 'Procalcitonin ='), 'l.toml')
+    with pytest.raises(ValueError, match=r'unknown signal .* in the file that \[data\] signals names'):
+        read(tmp_path/'two', map=tmp_path/'l.toml')
+    col = pd.Series(['5', 'inf', None], name='onset')
+    with pytest.raises(ValueError, match="o.csv row 3 column onset: 'inf' is not a time"):
+        times(col, Table(pd.DataFrame(), 'o.csv'))
+
+def test_a_file_without_rows_beside_full_ones(ward, tmp_path):
+    ward('name = "w"\n[[table]]\nfiles = "*.csv"\npatient = "patient_id"\ntime = "t"\n'
+         '[table.signals]\nHR = "hr"\n', 'w.toml')
+    for k,row in enumerate(('p1,1,80\n', '')):
+        ward('patient_id,t,hr\n'+row, f'map/{k}.csv')
+        ward('patient_id,ICULOS,HR\n'+row, f'own/{k}.csv')
+    for path,m in ((tmp_path/'map', str(tmp_path/'w.toml')), (tmp_path/'own', '')):
+        found = read_source(path, map=m)
+        assert len(found.df) == 1 and found.notes.set_index('finding')['first']['file without rows'] == '1.csv'
+    for path,m in (('map', str(tmp_path/'w.toml')), ('own', '')):
+        (tmp_path/path/'0.csv').unlink()
+        with pytest.raises(ValueError, match='no rows|without rows'): read(tmp_path/path, map=m)

@@ -95,3 +95,16 @@ def test_score_reads_with_the_definitions_of_the_model(tmp_path, monkeypatch, ca
     assert not said.exit_code and 'the model never alerts: too few' in said.output, said.output
     assert seen[0].PCT.tolist() == [2.5] and 'ignored columns' not in caplog.text
     assert 'PCT' not in read(path) and 'in a file, which `[data] signals` of the settings names' in caplog.text
+
+def test_a_message_reads_a_unit_behind_a_known_name():
+    from sepsis_nb.data import parse
+    from sepsis_nb.features import FULL
+    from sepsis_nb.rows.strict import BadMessage
+    def glucose(**more):
+        raw = json.dumps(dict(patient_id='p1', HR=80, note='bed [3]') | more, ensure_ascii=False).encode()
+        return parse(raw, FULL.declared).values[[s.name for s in FULL.declared].index('Glucose')]
+    assert glucose(**{'Glucose [mmol/L]':5.5}) == pytest.approx(99.1, abs=.1)
+    assert glucose(**{'GLUCOSE（mg/dL）':99}) == glucose(**{'Glucose ':1, 'Glucose':99}) == 99
+    for key,slug in {'Glucose [stone]':'unknown-unit', 'glucose (mmol/L)':'duplicate-name'}.items():
+        with pytest.raises(BadMessage) as e: glucose(**{key:5.5, 'Glucose':99})
+        assert e.value.slug == slug

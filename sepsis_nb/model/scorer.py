@@ -18,6 +18,7 @@ from .risk import Calibration, TrainingRange, count_outside, names_outside
 from ..rows.labels import feature_label, feature_unit
 from ..rows.reference import beyond_one_stay, suspect_values
 from ..rows.signals import KNOWN, SHORT, signal_rows
+from ..rows.units import header_unit
 from ..rows.strict import BadMessage
 
 # %% ../../nbs/model/62_scorer.ipynb #4dfdcfa0
@@ -159,7 +160,7 @@ def _parts(df, progress, spec, rows=5000):
     if len(set(columns)) < len(columns): refuse('two columns of one name')
     known = KNOWN.union(*(s.codes for s in spec.definitions))
     names = {o.lower() for o in known} | set(SHORT)
-    if other := [c for c in columns if c not in known and c.lower() in names]:
+    if other := [c for c in columns if c not in known and header_unit(c)[0].lower() in names]:
         refuse(f'column {other[0]}: a signal under another name')
     if not known & set(columns): refuse('no signal')
     who = patient_codes(df)[0]

@@ -266,9 +266,13 @@ def _cells(ev, field, files=None): # files: of `ev.origin`; None: all
 def _located(ev, field, read, col, table): # read: of (col, table), may raise `ValueError`
     "What `read` makes of a column; its `ValueError` names the file and row where one file has the reason"
     try: return read(col, table)
-    except ValueError:
-        for f in ev.origin: read(*_cells(ev, field, [f]))
-        raise
+    except ValueError as e:
+        (first,*rest),wrong = ev.origin, e
+    for f in ev.origin: read(*_cells(ev, field, [f]))
+    for f in rest: # two that differ, each in one way
+        col,table = _cells(ev, field, [first, f])
+        read(col, table._replace(where=f'{ev.origin[first].name} and {ev.origin[f].name}'))
+    raise wrong
 
 def _choices(t):
     "Code to its place among those that the map lists for a signal; what a code itself means is no choice"

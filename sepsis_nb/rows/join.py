@@ -203,7 +203,8 @@ def join_parts(parts:list, m:SourceMap)->Source: # parts: [(Part, TableMap)]
     timed = [(t, df) for t,df in tables if 'time' in df and (set(df) & set(SIGNALS) or len(tables) == 1)]
     if lost := [o for o in notes if o[0] == UNREAD and not timed]: raise ValueError(f'{lost[0][3]}. {lost[0][4]}')
     if not timed: raise ValueError(f'{m.where or m.name}: no file has times and signals; found tables: '
-                                   + (', '.join(', '.join(t.files) for t,_ in tables) or 'none'))
+                                   + (', '.join(', '.join(t.files) for t,_ in tables) or 'none')
+                                   + ''.join(f'; {o[3]}: {o[0]}' for o in notes[:4]))
     df,said = _measured(timed)
     notes,persons = notes+said, _persons(tables)
     for t,o in tables:

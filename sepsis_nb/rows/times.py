@@ -188,6 +188,8 @@ def _durations(a, col, table):
 # %% ../../nbs/rows/14_times.ipynb #b1f1c169
 def _form(a, col, table):
     "The name of the form that all cells have; `ValueError` names one that has another"
+    endless = pc.match_substring_regex(a, r'^[+-]?inf(inity)?$', ignore_case=True)
+    refuse(endless, col, table, 'is not a time', 'leave it empty')
     fit = {k:pc.match_substring_regex(a, p).to_numpy(zero_copy_only=False) for k,p in _PATTERNS.items()}
     best = next((k for k,m in fit.items() if m[0]), None)
     if best and fit[best].all(): return best

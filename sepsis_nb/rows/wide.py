@@ -160,7 +160,7 @@ def read_wide(table:Table, t:TableMap)->Part:
     "One wide table by its map; `ValueError` names file, row and column"
     df,where = table.df, table.where
     roles = _roles(t, df, where)
-    if not len(df): raise ValueError(f'{where}: has a header and no rows; export it again')
+    if not len(df): return Part(pd.DataFrame(), [], [('file without rows', 0, 0, where, 'left out; export it again')])
     out = {f'{k}_id':ids(df[roles[k]], table) for k in ('patient', 'person') if k in roles}
     if t.file_is_patient: out['patient_id'] = pd.Series(Path(where).stem, df.index, dtype='str')
     at = {k:df[roles[k]] for k in ('time', 'onset') if k in roles}

@@ -12,10 +12,9 @@ from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 from ..data import Parsed, parse
-from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, parts_of, places
-from ..rows.maps import unit_of, whole_text
+from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, parts_of, places, unit_of, whole_text
 from ..rows.signals import SIGNALS, own_codes
-from ..rows.strict import BadMessage, check_json, is_plain
+from ..rows.strict import BadMessage, Parsed, check_json, is_plain
 from ..rows.tables import MISSING, Table, ids
 from ..rows.texts import MIDNIGHT, read_cell
 from ..rows.times import times
