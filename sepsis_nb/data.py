@@ -26,7 +26,7 @@ from .rows.signals import hours, signal_rows
 from .rows.strict import parse
 from .rows.tables import ENDINGS, Member, Table, check_end, check_size, ending, float_table
 from .rows.tables import ids, members, numbers, parse_table, read_table, refuse, unread
-from .rows.times import MOST_HOURS, times
+from .rows.times import times
 from .rows.units import header_conversion, header_unit, is_sole
 from .rows.wide import COLUMNS, described, in_utc
 

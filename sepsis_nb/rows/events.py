@@ -326,8 +326,8 @@ def put(self:Events, name, df): # as a table of the engine
 def stream(self:Events, files=None, only='', timeless=False): # only: SQL of a condition
     "SQL of the known events of some files, with a time or without: who, stamp, signal, x, place"
     units = [f"coalesce(e.{u}, '') = c.{u}" for u in self.units]
-    who,at = ('e.patient' if self.ids is None else 'w.k'), ('e.time' if self.written is None else 'k.k')
-    if 'time' not in self.has: at = 'CAST(NULL AS BIGINT)'
+    at = 'CAST(NULL AS BIGINT)' if 'time' not in self.has else 'e.time' if self.written is None else 'k.k'
+    who = 'e.patient' if self.ids is None else 'w.k'
     joins = [f"JOIN codes c ON {' AND '.join(['e.code = c.code', *units])}"]
     joins += ['JOIN who w ON e.patient = w.patient']*(self.ids is not None)
     joins += ['LEFT JOIN clock k ON e.time = k.time']*(self.written is not None)

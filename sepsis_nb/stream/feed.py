@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from zoneinfo import ZoneInfo
-from ..data import Parsed, parse
+from ..data import parse
 from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, parts_of, places, unit_of, whole_text
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, Parsed, check_json, is_plain
