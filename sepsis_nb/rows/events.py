@@ -260,8 +260,7 @@ def _cells(ev, field, files=None): # files: of `ev.origin`; None: all
                  f'GROUP BY {field} ORDER BY met')
     df = o[[field]].rename(columns={field:getattr(ev.t, field)})
     if df.dtypes.iloc[0].kind not in 'iuf': df = df.astype('str')
-    where = ev.where if files is None else ev.origin[files[0]].name
-    return df[df.columns[0]], Table(df, where, rows=o.row.to_numpy())
+    return df[df.columns[0]], Table(df, ev.where if files is None else ev.origin[files[0]].name, rows=o.row.to_numpy())
 
 def _located(ev, field, read, col, table): # read: of (col, table), may raise `ValueError`
     "What `read` makes of a column; its `ValueError` names the file and row where one file has the reason"
