@@ -1962,6 +1962,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.stream.feed._as_in_table': ('stream/feed.html#_as_in_table', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._at': ('stream/feed.html#_at', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._canonical': ('stream/feed.html#_canonical', 'sepsis_nb/stream/feed.py'),
+                                       'sepsis_nb.stream.feed._finite': ('stream/feed.html#_finite', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._hour': ('stream/feed.html#_hour', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._how': ('stream/feed.html#_how', 'sepsis_nb/stream/feed.py'),
                                        'sepsis_nb.stream.feed._id': ('stream/feed.html#_id', 'sepsis_nb/stream/feed.py'),

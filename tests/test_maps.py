@@ -419,3 +419,37 @@ def test_days_alone_are_told(tmp_path):
                                    'zone = "Europe/Berlin"\n[table.signals]\nHR = "hr"\n')
     long = read_source(tmp_path/'l.csv', map=tmp_path/'l.toml').notes.finding.tolist()
     assert 'several values of one signal on one day, whose time of day is not given' in long
+
+ODD = 'patient = "id"\ntime = "t"\ntime_as = "hours"\nsplit = ["BP"]\nmissing = ["-", "lost"]\n[table.signals]\n' \
+      'SBP = "BP/1"\nDBP = "BP/2"\nHR = "hr"\n'
+
+def test_odd_values_of_a_feed():
+    "A unit of `split` counts, what is missing in a table is so here, and nothing becomes infinite"
+    def row(**o): return fed(('SBP', 'DBP', 'HR'), ODD, id='7', t=1, **o).values
+    np.testing.assert_allclose(row(**{'BP [kPa]':'16/10'}), [120, 75, np.nan], atol=.1)
+    for none in '', 'n/a', 'nan', '-', 'lost': assert np.isnan(row(BP=none, hr=none)).all(), none
+    twice = {'BP':'120/80', 'BP/1':50}, {'BP':'120/80', 'bp':'50/40'}
+    for o in dict(hr='1e999'), dict(hr=1e308, **{'BP':'1e999/60'}), *twice:
+        with pytest.raises(BadMessage, match='infinite|twice|two spellings'): row(**o)
+    with pytest.raises(BadMessage, match='infinite'):
+        fed(('HR',), ODD.replace('"hours"', '"days"'), id='7', t=1e308, hr=80)
+    with pytest.raises(BadMessage, match='which limits, missing'): row(hr='1'*50_000+'x') # at once
+    two = ODD.replace('time = "t"\ntime_as = "hours"', 'time = ["d", "c"]')
+    for clock in 8.25, '8.25', '8,5', 825:
+        with pytest.raises(BadMessage, match='hours with a fraction'):
+            fed(('HR',), two, id='7', d='2025-01-31', c=clock, hr=80)
+
+def test_odd_values_of_a_table(tmp_path):
+    "The same where they are refused: a number as `missing`, parts beside their pair, decimal hours as a clock"
+    def of(text, csv, name='w.csv'):
+        (tmp_path/'m.toml').write_text('[[table]]\nfiles = "*.csv"\n'+text)
+        (tmp_path/name).write_text(csv)
+        return read(tmp_path/name, map=tmp_path/'m.toml')
+    with pytest.raises(ValueError, match="key 'missing': '-9' is a number"):
+        of(ODD.replace('"lost"', '"-9"'), 'id,t,hr\n')
+    with pytest.raises(ValueError, match="column 'BP/1' stands beside 'BP'"): of(ODD, 'id,t,BP,BP/1\n7,1,120/80,50\n')
+    with pytest.raises(ValueError, match='is not a number .1 such'): of(ODD, f'id,t,hr\n7,1,{"1"*50_000}x\n')
+    two = ODD.replace('time = "t"\ntime_as = "hours"', 'time = ["d", "c"]')
+    with pytest.raises(ValueError, match='may be hours with a fraction'): of(two, 'id,d,c,hr\n7,2025-01-31,8.25,80\n')
+    text = 'file_is_patient = true\ntime = "t"\ntime_as = "hours"\n[table.signals]\nHR = "hr"\n'
+    assert list(of(text, 't,hr\n1,80\n', 'stay_Mu\u0308ller.csv').patient_id) == ['stay_Müller']

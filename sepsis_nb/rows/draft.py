@@ -347,9 +347,10 @@ def _dictionaries(tables, words):
         key = next((c for c in t.df if c in codes and t.df[c].is_unique), '')
         if not key or any(found[f][k] for k in ('stay', 'patient', 'time')): continue
         texts = {c:len(_known_in(t.df[c], words)) for c in t.df if c != key}
-        if not texts or not max(texts.values()): continue
-        label = max(texts, key=texts.get)
-        names |= {whole_text(str(k)):str(v) for k,v in zip(t.df[key], t.df[label]) if pd.notna(v)}
+        if not max(texts.values(), default=0): continue
+        label,blood = max(texts, key=texts.get), t.df.get('fluid', pd.Series('blood', t.df.index)).astype('str')
+        names |= {whole_text(str(k)):str(v) if o.lower() == 'blood' else f'{o} · {v}' # no signal is of urine
+                  for k,v,o in zip(t.df[key], t.df[label], blood) if pd.notna(v)}
         said.append(f)
     return names, said
 

@@ -156,6 +156,10 @@ def parts_of(t, name)->int: # name: one of `split`
 
 def _check_texts(t, where):
     _check_choice(t.limits, ('at',), f"{where} key 'limits'")
+    for o in t.missing:
+        if re.fullmatch(r'[+-]?[\d.,]+([eE][+-]?\d+)?', o): raise ValueError(
+            f"{where} key 'missing': '{o}' is a number; one beyond what a signal can have is missing anyway, and "
+            'counted, and one within it cannot be told from a value: correct the export')
     for o in t.flags:
         if not o or re.search(r'[\d/.,]', o): raise ValueError(
             f"{where} key 'flags': '{o}' may be of a number or a unit; "

@@ -10,6 +10,7 @@ import numpy as np, pandas as pd, re
 from os.path import commonpath
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 from .maps import Column, TableMap, name_key, parts_of, places
 from .signals import SIGNALS, clean
 from .tables import MISSING, Table, ids, numbers, refuse
@@ -105,6 +106,9 @@ def _apart(t, df, table, who): # who: patient of each row, None: there is none
         if (name := _found(df, o, table.where)) is None: continue
         unit = f' [{u}]' if (u := header_unit(name)[1]) else ''
         found,done = plain_cells(df[name], table, t, n := parts_of(t, o))
+        if twice := next((p for k in range(1, n+1) if (p := _found(df, f'{o}/{k}', table.where)) is not None), None):
+            raise ValueError(f"{table.where}: column '{twice}' stands beside '{name}', which `split` of the map parts "
+                             'into it; remove one of them')
         if df[name].dtype != 'str': refuse(df[name].notna(), df[name], table, f'is not {n} numbers with / between',
                                            'take the column out of `split`')
         notes += cell_notes(done, table, df[name], who)
@@ -162,7 +166,7 @@ def read_wide(table:Table, t:TableMap)->Part:
     roles = _roles(t, df, where)
     if not len(df): return Part(pd.DataFrame(), [], [('file without rows', 0, 0, where, 'left out; export it again')])
     out = {f'{k}_id':ids(df[roles[k]], table) for k in ('patient', 'person') if k in roles}
-    if t.file_is_patient: out['patient_id'] = pd.Series(Path(where).stem, df.index, dtype='str')
+    if t.file_is_patient: out['patient_id'] = pd.Series(normalize('NFC', Path(where).stem), df.index, dtype='str')
     at = {k:df[roles[k]] for k in ('time', 'onset') if k in roles}
     if t.clock: at['time'] = clocked(at['time'], df[roles['clock']], table)
     for k,col in at.items(): out[k] = times(col, table, t.time_as, t.zone)

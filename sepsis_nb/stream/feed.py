@@ -6,7 +6,7 @@
 __all__ = ['MessageMap', 'message_map', 'feed_of', 'parse_mapped']
 
 # %% ../../nbs/stream/26_feed.ipynb #18bd9e03
-import orjson, pandas as pd, re
+import math, orjson, pandas as pd, re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -16,7 +16,7 @@ from ..rows.maps import Column, SourceMap, known_code, load_map, name_key, parts
 from ..rows.signals import SIGNALS, own_codes
 from ..rows.strict import BadMessage, Parsed, check_json, is_plain
 from ..rows.tables import MISSING, Table, ids
-from ..rows.texts import MIDNIGHT, read_cell
+from ..rows.texts import DECIMAL, MIDNIGHT, read_cell
 from ..rows.times import times
 from ..rows.units import conversion, header_conversion, header_unit
 from ..rows.wide import unit_said
@@ -129,10 +129,14 @@ def _is_out(name, x): # of a signal; x: its value, if that is a number
 
 _OWN = {name_key(o):(s.name, o) for s in SIGNALS.values() for o in own_codes(s)}
 
+def _finite(x, key):
+    if math.isinf(x): raise BadMessage(f'not-a-number: {key} is infinite, or too large for a number')
+    return x
+
 def _canonical(v, k, factor, zero, values):
     "A value of a message in the canonical unit; one that is no number stays, and `parse` refuses it"
     if v is None: return
-    if values is None: return (v-zero)*factor if type(v) in (float, int) else v
+    if values is None: return _finite((v-zero)*factor, k) if type(v) in (float, int) else v
     word = str(v).lower() if type(v) is bool else str(v).strip()
     if word in values: return values[word]
     if word.lower() in ('', *MISSING): return
@@ -141,13 +145,14 @@ def _canonical(v, k, factor, zero, values):
 # %% ../../nbs/stream/26_feed.ipynb #7a3bb880
 def _numbers(v, t, key, n):
     "The `n` numbers of a value that may be text, by the map"
-    if v is None: return [None]*n
+    if v is None or type(v) is str and v.strip().lower() in ('', *MISSING): return [None]*n
     found = read_cell(v, t, n)[0] if type(v) is str else None
     if found is None: raise BadMessage(
         f'not-a-number: {key} is {str(v)[:40]!r}, which limits, missing, flags and split of the map do not explain')
-    try: return [float(o) if o else None for o in found]
+    try: found = [float(o) if o else None for o in found]
     except ValueError: raise BadMessage(
         f'not-a-number: {key} is {v[:40]!r}, expected a decimal point') from None
+    return [None if x is None else _finite(x, key) for x in found]
 
 def _plain(v, t, c): # c: its `Column`, None: an unknown code
     "A value without the texts that the map explains"
@@ -160,8 +165,13 @@ def _unworded(obj, feed):
     out = {}
     for k,v in obj.items():
         t,c = feed.texts.get(name_key(k), (None, None))
-        if type(c) is str: out |= {f'{c}/{i}':x for i,x in enumerate(_numbers(v, t, k, parts_of(t, c)), 1)}
-        else: out[k] = _plain(v, t, c) if t else v
+        if type(c) is str:
+            unit = f' [{u}]' if (u := header_unit(k)[1]) else ''
+            new = {f'{c}/{i}{unit}':x for i,x in enumerate(_numbers(v, t, k, parts_of(t, c)), 1)}
+        else: new = {k:_plain(v, t, c) if t else v}
+        if twice := next((o for o in new if o in out), None): raise BadMessage(
+            f'duplicate-name: {twice} stands twice, and only one can be meant')
+        out |= new
     return out
 
 def _joined(obj, feed):
@@ -171,6 +181,8 @@ def _joined(obj, feed):
         if day is None and (at is None or obj.get('time') is not None): continue
         if day is None or at is None: raise BadMessage(
             f'bad-time: {date} is {day!s:.40} and {clock} is {at!s:.40}; send both')
+        if type(at) is not str or re.fullmatch(DECIMAL, at.strip()): raise BadMessage(
+            f'bad-time: {clock} is {at!s:.40}, which may be hours with a fraction; expected 08:25')
         if type(day) is not str or ':' in (day := re.sub(MIDNIGHT, '', day.strip())): raise BadMessage(
             f'bad-time: {date} is {day!s:.40}, expected a date beside {clock}')
         obj = obj | {date:f'{day} {at}'}
@@ -232,7 +244,7 @@ def _hour(v, feed):
         except ValueError as e:
             raise BadMessage(f"bad-time: {str(e).removeprefix('message row 2 column it: ')[:200]}") from None
     if feed.hour is None: return v
-    if type(v) in (float, int): return v*feed.hour
+    if type(v) in (float, int): return _finite(v*feed.hour, 'time')
     if not (feed.zone and isinstance(v, str)): return v
     try: t = datetime.fromisoformat(v)
     except ValueError: return v
