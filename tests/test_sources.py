@@ -254,10 +254,10 @@ def test_draft_of_tables_with_different_ids(tmp_path):
         f'{k},2{k},3{k},{t},{o}\n' for k in (1, 2) for t in times
         for o in ('220045,92,bpm', '220210,18,insp/min', '9,1,x'))
     labs = 'subject_id,hadm_id,charttime,itemid,value,valueuom\n' + ''.join(
-        f'{k},2{k},{t},50813,1.7,mmol/L\n' for k in (1, 2) for t in times)
+        f'{k},2{k},{t},{o},mmol/L\n' for k in (1, 2) for t in times for o in ('50813,1.7', '51001,9'))
     folder = write(tmp_path/'set', chartevents=events, labevents=labs,
                    d_items='itemid,label,unit\n220045,Heart Rate,\n220210,Respiratory Rate,\n9,Braden,\n',
-                   d_labitems='itemid,label,fluid\n50813,Lactate,Blood\n50912,Creatinine,Blood\n',
+                   d_labitems='itemid,label,fluid\n50813,Lactate,Blood\n50912,Creatinine,Blood\n51001,Lactate,Urine\n',
                    admissions='subject_id,hadm_id,admittime\n1,21,2025-02-01 00:00\n2,22,2025-02-01 00:00\n',
                    patients='subject_id,gender\n1,F\n2,M\n')
     text,source = drafted(folder)
@@ -266,6 +266,7 @@ def test_draft_of_tables_with_different_ids(tmp_path):
     assert {c for c in s.df if c in SIGNALS} == {'HR', 'Resp', 'Lactate', 'Gender'} and s.df.Gender.notna().all()
     assert set(s.df.patient_id) == {'21', '22'}
     assert 'admissions.csv: left out' in text and 'd_items.csv has names of codes' in text and '"9 (Braden)"' in text
+    assert '51001 (Urine · Lactate)' in text and (s.df.Lactate.dropna() == 1.7).all() # no signal is of urine
     write(folder, onset='subject_id,stay_id,sepsis_onset\n1,31,2025-02-01 09:00\n2,32,\n')
     text,source = drafted(folder)
     assert text.count('patient = "subject_id"') == 4 and 'time = ""' not in text
