@@ -104,9 +104,12 @@ def cautions(best, every_hour, baselines:dict, groups=None)->list: # Markdown
         f'calling every hour positive earns {every_hour:.2f} of utility, and this model {v.utility:.2f}: by this '
         'measure it has learned nothing of use.')
     known = {k:o.metrics.value for k,o in baselines.items() if o.learned}
-    def beats(o): return not (v.auroc > o.auroc and v.ppv_alert > o.ppv_alert)
-    if better := [k for k,o in known.items() if k in BEDSIDE_SCORES.values() and beats(o)]: out.append(
-        f'no worse than the model, in AUROC or in PPV per alert at the same burden: {", ".join(better)}.')
+    alike = {k:o for k,o in known.items() if o.alerts_per_patient_day >= .8*v.alerts_per_patient_day > 0}
+    if better := [k for k,o in known.items() if k in BEDSIDE_SCORES.values() and o.auroc >= v.auroc]: out.append(
+        f'no worse than the model in AUROC: {", ".join(better)}.')
+    if near := {k:o.ppv_alert for k,o in alike.items() if o.ppv_alert > v.ppv_alert}: out.append(
+        f'of its alerts {percent(v.ppv_alert)} are near an onset; at the same burden more are of '
+        + ', '.join(f'{k} ({percent(x)})' for k,x in near.items()) + '.')
     parts = [f'{w} {known[k].utility:.2f}' for k,w in ALONE.items() if k in known]
     if parts: out.append(f'of its utility of {v.utility:.2f} there would be left with {", ".join(parts)}.')
     if groups is not None and v.sensitivity_in_time > 0:
