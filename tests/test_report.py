@@ -37,7 +37,7 @@ def page():
                                 code('x', png(fig), html(wide))]
     cells += [code('v', html('<b>Verdict.</b> Good.'), tags=['verdict']),
               code('p', html(provenance('sepsis train -p data /home/me/x.zip', 'x.zip', seed=7)), tags=['provenance']),
-              code('# Parameters\ndata = "/home/me/x.zip"', html('x'*300))]
+              code('# Parameters\ndata = "/home/me/x.zip"', html('x'*300)), code('t', html('<td>/home/me/x.zip</td>'))]
     return page_html(nbf.new_notebook(cells=cells))
 
 def test_nothing_is_loaded(page):

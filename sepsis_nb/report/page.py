@@ -85,11 +85,26 @@ def progress_bar():
     return partial(tqdm, mininterval=.5, leave=False)
 
 # %% ../../nbs/report/50_page.ipynb #6edd5382
+def _without_folders(nb):
+    "A copy of a notebook in which the paths of its parameters are bare, in code and in texts that name them"
+    nb = deepcopy(nb)
+    given = ''.join(c.source for c in nb.cells if c.source.startswith('# Parameters\n'))
+    paths = {o.strip():bare(o) for text in re.findall('"(.*)"', given) for o in text.split(',') if bare(o) != o}
+    def shown(text):
+        for o in sorted(paths, key=len, reverse=True): text = text.replace(o, paths[o])
+        return text
+    for c in nb.cells:
+        c.source = shown(c.source)
+        for o in c.get('outputs', []):
+            if 'text' in o: o.text = shown(o.text)
+            for k in o.get('data', {}):
+                if k.startswith('text/'): o.data[k] = shown(o.data[k])
+    return nb
+
 def _for_reading(nb):
     "A copy of a notebook in the order and with the parts that a report shows"
-    nb,above = deepcopy(nb),''
+    nb,above = _without_folders(nb),''
     for c in nb.cells:
-        if c.source.startswith('# Parameters\n'): c.source = re.sub('"(.*)"', lambda m: f'"{bare(m[1])}"', c.source)
         if c.cell_type == 'markdown': above = _plain(c.source)
         else: c.outputs = [o for o in c.get('outputs', []) if o.get('name') != 'stderr']
         for o in c.get('outputs', []):
