@@ -1155,6 +1155,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.report.page._plain': ('report/page.html#_plain', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._show_figure': ('report/page.html#_show_figure', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page._tags': ('report/page.html#_tags', 'sepsis_nb/report/page.py'),
+                                       'sepsis_nb.report.page._without_folders': ( 'report/page.html#_without_folders',
+                                                                                   'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page.framed': ('report/page.html#framed', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page.page_html': ('report/page.html#page_html', 'sepsis_nb/report/page.py'),
                                        'sepsis_nb.report.page.progress_bar': ('report/page.html#progress_bar', 'sepsis_nb/report/page.py')},

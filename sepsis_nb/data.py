@@ -16,7 +16,6 @@ from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from unicodedata import normalize
 from .rows.findings import noted, warn
 from .rows.join import Source, column_note, head_columns, note, read_mapped
 from .rows.maps import Column, assign, load_map, recognise
@@ -132,10 +131,10 @@ def _check_stems(stays, path):
     for o in stays:
         if not o.name.isprintable(): raise ValueError(
             f'{path}: the file name {o.name!r} is no UTF-8 that can be shown; rename it')
-    names = [normalize('NFC', o.stem) for o in stays]
+    names = [o.stem for o in stays]
     twice = next((stem for stem,n in Counter(names).items() if n > 1), None)
     if twice is not None: raise ValueError(
-        f"{path}: {' and '.join(o.name for n,o in zip(names, stays) if n == twice)} are both of the stay {twice}; "
+        f"{path}: {' and '.join(o.name for o in stays if o.stem == twice)} are both of the stay {twice}; "
         'give each stay a name of its own, or read them apart')
 
 # %% ../nbs/00_data.ipynb #86a05bad
@@ -201,13 +200,13 @@ def _joined(stays, raws):
     if df is None or len(df) != sum(n) or set(df)-{*CHALLENGE, 'SepsisLabel'}: return
     cut = [check_end(b[b.rfind(b'\n')+1:].decode(), '|', k+1, Table(df, o.where))
            for raw,b,k,o in zip(raws, bodies, n, stays) if raw[-1:] not in b'\r\n']
-    patients = pd.Series([normalize('NFC', o.stem) for o in stays], dtype='str').repeat(n).array
+    patients = pd.Series([o.stem for o in stays], dtype='str').repeat(n).array
     return Table(df.assign(patient_id=patients), 'psv', notes=cut)
 
 def _read_stay(raw, o): # one stay
     table = parse_table(raw, o.where)
     _check_columns(table.df.columns, CHALLENGE, o.where, known=(*CHALLENGE, 'SepsisLabel'))
-    return tidy(table._replace(df=table.df.assign(patient_id=normalize('NFC', o.stem))))
+    return tidy(table._replace(df=table.df.assign(patient_id=o.stem)))
 
 # %% ../nbs/00_data.ipynb #25051702
 SAMPLE = files('sepsis_nb').joinpath('sample', 'challenge2019_sample.parquet') # see `build_sample`

@@ -8,7 +8,7 @@ __all__ = ['CLAIMS', 'claims', 'plain_utilities']
 # %% ../../nbs/model/48_claims.ipynb #1de0d0eb
 import numpy as np, pandas as pd
 from .burden import alert_tally, onset_and_days
-from .cohort import labelled_grid, ratio, resamples
+from .cohort import labelled_grid, ratio, resample_ends, resamples
 from .utility import DT_EARLY, DT_LATE, grid_utility
 from ..rows.onset import CHALLENGE_RULE
 
@@ -31,7 +31,7 @@ def _stay_sums(label, alert, stay, hour, rule):
     before = np.bincount(g.code, (alerts > 0) & (dt < 0), k) > 0
     cols = n, window, 24*days, septic, septic & (window > 0), before, septic & (n > 0), ~septic & (n > 0)
     return np.stack(cols, axis=1).astype(float), np.stack(
-        [hours(dt > -np.inf) + hours(np.isnan(dt)), hours((DT_EARLY <= dt) & (dt <= DT_LATE)), hours(dt < 0)], axis=1)
+        [hours(slice(None)), hours((DT_EARLY <= dt) & (dt <= DT_LATE)), hours(dt < 0)], axis=1)
 
 def _values(k, sums): # k: (stays,) how often each counts
     "Claims by name"
@@ -61,8 +61,7 @@ def claims(label, alert, stay, hour=None, rule=CHALLENGE_RULE, n=1000, seed=42)-
     def both(k): return [*_values(k, sums).values(), *_chance(k, sums, hours).values()]
     found,m = np.array(both(np.ones(len(sums)))), len(CLAIMS)
     drawn = np.array([both(k) for k in resamples(len(sums), n, seed)], float)
-    none = np.isnan(drawn).all(0)
-    lo,hi = np.where(none, np.nan, np.nanquantile(np.where(none, 0, drawn), [.025, .975], axis=0))
+    lo,hi = resample_ends(drawn)
     cols = dict(value=found[:m], lo=lo[:m], hi=hi[:m], random=found[m:], random_lo=lo[m:], random_hi=hi[m:])
     return pd.DataFrame(cols, pd.Index(CLAIMS, name='claim'))
 

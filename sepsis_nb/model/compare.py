@@ -168,16 +168,20 @@ def baselines(
     stays:Stays, fold, seed=42, progress=lambda it, **kw: it, # fold: (patients,)
     n=200,      # Resamples
     budget=.2,  # Alerts per patient-day
+    bedside=None, # From `bedside_risks`; None: fitted here
 )->tuple:
     "Two dicts of name to `Baseline`, as the table has them: on the folds of the main models, and on split rows"
     f = fold[stays.who]
-    plans = [*_bedside(stays, f), *_partial(stays, f)]
+    bedside = bedside_risks(stays, fold, seed, progress) if bedside is None else bedside
+    plans = _partial(stays, f)
     at_random = np.random.default_rng(seed).permutation(len(f)) % (f.max()+1)
     plans += [p._replace(name=f'{p.name}, rows split', fold=at_random, crossed=True) for p in plans[-2:]]
-    jobs = (delayed(measure)(stays, p.fold, r, n, seed, budget)
-            for p,r in zip(plans, cross_fit(plans, stays, seed, progress)))
-    found = list(zip(plans, in_threads(jobs, progress)))
-    return tuple({p.name:m for p,m in found if p.crossed == k} for k in (False, True))
+    risks = [*bedside.values(), *cross_fit(plans, stays, seed, progress)]
+    folds = [f]*len(bedside) + [p.fold for p in plans]
+    found = in_threads((delayed(measure)(stays, *o, n, seed, budget) for o in zip(folds, risks)), progress)
+    names,crossed = [*bedside, *(p.name for p in plans)], {p.name for p in plans if p.crossed}
+    out = dict(zip(names, found))
+    return tuple({k:o for k,o in out.items() if (k in crossed) == c} for c in (False, True))
 
 # %% ../../nbs/model/52_compare.ipynb #9150b6d8
 def differences(best, others:dict, metrics=('utility', 'auroc', 'ppv_alert', 'sensitivity_window'))->dict:

@@ -110,6 +110,7 @@ class Job:
     @property
     def spec(self): return SEED_SPEC if self.protocol == 'seed' else self.base_spec.plus(self.extra)
     registers = property(_registers)
+    portable = property(lambda self: self.features == 'portable', doc='Whether its model is one for other hospitals')
 
 # %% ../../nbs/model/71_job.ipynb #9777fc40
 PARAMETERS = [f.name for f in fields(Job)]

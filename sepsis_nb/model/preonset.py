@@ -8,7 +8,7 @@ __all__ = ['LAGS', 'BeforeOnset', 'before_onset', 'matched_auroc', 'preonset']
 # %% ../../nbs/model/49_preonset.ipynb #2d8d1a63
 import numpy as np, pandas as pd
 from dataclasses import dataclass
-from .cohort import Ranked, labelled_grid, ratio, resamples
+from .cohort import Ranked, labelled_grid, ratio, resample_ends, resamples
 from ..rows.onset import CHALLENGE_RULE, onset_of
 
 # %% ../../nbs/model/49_preonset.ipynb #930a0b86
@@ -80,7 +80,7 @@ def preonset(
              'AUPRC, hours up to onset':(rows[0,1], rows[1:,1], ill),
              'AUROC per stay, highest risk up to onset':matched_auroc(b, b.so_far, 0, K),
              **{f'AUROC {h} h before onset':matched_auroc(b, b.risk, h, K) for h in LAGS}}
-    def ends(d): return np.nanquantile(d, [.025, .975]) if len(d) and not np.isnan(d).all() else (np.nan, np.nan)
+    def ends(d): return resample_ends(d) if len(d) else (np.nan, np.nan)
     out = {k:dict(zip(('value', 'lo', 'hi', 'septic'), (v, *ends(d), m))) for k,(v,d,m) in found.items()}
     out = pd.DataFrame.from_dict(out, orient='index').rename_axis('measure')
     out.attrs['prevalence'] = float(b.y[known].mean()) if known.any() else np.nan

@@ -126,7 +126,7 @@ def version_notes(job, model, metrics, experiment, job_run, rule): # metrics: fr
             '/artifacts/report.html). Research software, not a medical device.')
 
 # %% ../../nbs/model/70_study.ipynb #b9a2ab05
-def registered_name(job): return 'sepsis-portable' if job.features == 'portable' else 'sepsis'
+def registered_name(job): return 'sepsis-portable' if job.portable else 'sepsis'
 def best_outcome(outcomes): return max(outcomes, key=lambda o: o.metrics.value['utility'])
 def log_job(
     job:Job, stays:Stays, outcomes:list,
@@ -157,7 +157,7 @@ def log_job(
     if not job.registers: return Logged(id, runs, best.name, *NOT_REGISTERED)
     evaluation = evaluation_of(job, stays.digest, stays.rule)
     placed = register(runs[best.name], best.name, best.metrics.value['utility'], evaluation, notes,
-                      dict(site=data_name(job), portable='yes' if job.features == 'portable' else 'no'),
+                      dict(site=data_name(job), portable='yes' if job.portable else 'no'),
                       registered_name(job))
     return Logged(id, runs, best.name, *placed)
 

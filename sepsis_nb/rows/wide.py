@@ -10,10 +10,9 @@ import numpy as np, pandas as pd, re
 from os.path import commonpath
 from pathlib import Path
 from typing import NamedTuple
-from unicodedata import normalize
 from .maps import Column, TableMap, name_key, parts_of, places
 from .signals import SIGNALS, clean
-from .tables import MISSING, Table, ids, numbers, refuse
+from .tables import MISSING, Table, clean_name, ids, numbers, refuse
 from .texts import cell_notes, clocked, plain_cells, unworded
 from .times import are_days, times
 from .units import conversion, header_unit, to_canonical
@@ -166,7 +165,7 @@ def read_wide(table:Table, t:TableMap)->Part:
     roles = _roles(t, df, where)
     if not len(df): return Part(pd.DataFrame(), [], [('file without rows', 0, 0, where, 'left out; export it again')])
     out = {f'{k}_id':ids(df[roles[k]], table) for k in ('patient', 'person') if k in roles}
-    if t.file_is_patient: out['patient_id'] = pd.Series(normalize('NFC', Path(where).stem), df.index, dtype='str')
+    if t.file_is_patient: out['patient_id'] = pd.Series(clean_name(Path(where).stem), df.index, dtype='str')
     at = {k:df[roles[k]] for k in ('time', 'onset') if k in roles}
     if t.clock: at['time'] = clocked(at['time'], df[roles['clock']], table)
     for k,col in at.items(): out[k] = times(col, table, t.time_as, t.zone)
