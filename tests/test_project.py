@@ -8,12 +8,12 @@ from conftest import ROOT
 PKG,NBS = ROOT/'sepsis_nb', ROOT/'nbs'
 MODULES = {p.relative_to(PKG).with_suffix('').as_posix().replace('/', '.'):p for p in PKG.rglob('*.py')
            if p.stem not in ('__init__', '_modidx')}
-FOLDERS = 'rows', 'model', 'report', 'stream', 'prove'
+FOLDERS = 'rows', 'model', 'report', 'stream', 'ward', 'prove'
 # folder, or room at the top, to what it may import of the others; the design's table
 BELOW = {'data', 'features', 'model', 'rows', 'settings', 'terminal'}
 MAY = dict(settings=set(), terminal=set(), rows={'settings'}, data={'rows'}, features={'data', 'rows', 'settings'},
            model=BELOW, report=BELOW, stream=BELOW, producer={'data', 'rows', 'settings', 'stream', 'terminal'},
-           worker=BELOW | {'stream'}, train=BELOW | {'report'})
+           ward=BELOW | {'stream'}, worker=BELOW | {'stream', 'ward'}, train=BELOW | {'report'})
 _FAUST = 'stream.transport', 'stream.delivery', 'stream.kafka', 'worker', 'prove'
 FOREIGN = dict(kafka=('stream', 'producer', 'prove', 'cli'), aiokafka=_FAUST, faust=_FAUST,
                matplotlib=('report', 'prove'))
