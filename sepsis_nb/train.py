@@ -51,6 +51,7 @@ def _execute(page, draft, params, quiet):
     "Run a page into `draft`, and render it whatever becomes of it"
     import nbformat, papermill
     try: papermill.execute_notebook(_literal(page), _literal(draft), params, kernel_name='python3', progress_bar=False,
+                                    request_save_on_cell_execute=False, autosave_cell_every=0, # else 190 times
                                     stderr_file=None if quiet else sys.stderr, extra_arguments=['--log-level=ERROR'])
     except papermill.PapermillExecutionError as e:
         first = next((l for l in e.source.splitlines() if not l.startswith('#|')), '')

@@ -40,26 +40,22 @@ def fold_gain(stays:Stays, fold, weight, seed=42)->pd.DataFrame: # From `patient
     on = fold[stays.who] > 0
     return importance(stays.X, stays.y, stays.spec.names, weight*on, ~on, top=0, seed=seed)[['gain']]
 
-def _shuffled(outcome, stays, rows, i, features, seed):
-    "`Ranked` rows of fold `i` under its model: as they are, and with each of the features shuffled"
-    X,y,who,model = stays.X[rows], stays.y[rows], stays.who[rows], outcome.models[i]
-    def ranked(): return Ranked(y, raw_risk(model, X), who)
-    out,rng = [ranked()], np.random.default_rng([seed, i])
-    for j in (list(stays.spec.names).index(o) for o in features):
-        kept = X[:,j].copy()
-        X[:,j] = rng.permutation(kept)
-        out.append(ranked())
-        X[:,j] = kept
-    return out
+def _shuffled(outcome, stays, rows, i, feature, seed): # feature: its name; empty: none
+    "`Ranked` rows of fold `i` under its model, with a feature shuffled"
+    X = stays.X[rows]
+    if feature:
+        j = stays.spec.names.index(feature)
+        X[:,j] = np.random.default_rng([seed, i, j]).permutation(X[:,j])
+    return Ranked(stays.y[rows], raw_risk(outcome.models[i], X), stays.who[rows])
 
 def permutation(outcome:Outcome, stays:Stays, fold, weight, features, n=200, seed=42,
                 progress=lambda it, **kw: it)->pd.DataFrame: # weight: (n,), one value a patient; features: names
     """AUROC lost on held-out rows when a feature (index) is shuffled: `auroc_drop`, the mean over the folds, with
     `auroc_lo`, `auroc_hi` (95 %, over patients) and `fold_lo`, `fold_hi`, the least and the most of a fold"""
     f,k = fold[stays.who], weight > 0
-    calls = (delayed(_shuffled)(outcome, stays, np.flatnonzero(k & (f == i)), i, features, seed)
-             for i in range(fold.max()+1))
-    found = list(in_threads(calls, progress))
+    parts = [np.flatnonzero(k & (f == i)) for i in range(fold.max()+1)]
+    calls = (delayed(_shuffled)(outcome, stays, p, i, o, seed) for i,p in enumerate(parts) for o in ('', *features))
+    found = np.array(list(in_threads(calls, progress)), object).reshape(len(parts), -1)
     own = np.zeros(len(stays.ids))
     np.maximum.at(own, stays.who, weight)
     def drops(count): # (folds, features)

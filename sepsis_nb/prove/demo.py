@@ -6,7 +6,7 @@
 __all__ = ['WRONG', 'RATE', 'hold_out', 'compare_outputs', 'stream_and_check', 'demo']
 
 # %% ../../nbs/prove/10_demo.ipynb #9d863386
-import numpy as np, pandas as pd, signal, time
+import numpy as np, os, pandas as pd, signal, time
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.resources import files
@@ -51,12 +51,14 @@ def _report(result, html, folder):
     print(files('sepsis_nb').joinpath('prove/next_steps.md').read_text())
 
 # %% ../../nbs/prove/10_demo.ipynb #3c512a28
-RATE = 1000 # rows a second
+RATE = 2000 # rows a second
 def stream_and_check(s, path, scorer, folder): # path: rows to send; scorer: the worker's; folder: of its log
     "Start a worker, send the rows, and compare what comes back with the scores of the table"
     starts = {t:topic_ends(t, s.kafka) for t in (s.topics.input, s.topics.output, s.topics.alerts)}
     def records(topic, **kw): return read_topic(topic, s.kafka, start=starts[topic], **kw)
-    with Workers(folder, SUPERVISED) as workers, ExitStack() as stack:
+    own = dict(SEPSIS_SETTINGS=str(s.home/'settings.ini')) if (s.home/'settings.ini').is_file() else {}
+    env = own | os.environ | dict(SEPSIS_MLFLOW_TRACKING_URI=s.tracking_uri)
+    with Workers(folder, SUPERVISED, env) as workers, ExitStack() as stack:
         stack.callback(workers.stop, workers.start())
         workers.wait_log()
         produce(path, s.kafka, s.topics.input, loops=1, rate=RATE)
@@ -86,7 +88,7 @@ def demo(s, patients=200, data='sample', **job): # patients: to hold out and str
         create_topics(s.kafka, s.topics)
         say(f'{broker.text}\nTraining on {seen.patient_id.nunique():,} patients'
             f'{" (PhysioNet/CinC Challenge 2019, set A)" if data == "sample" else ""} ...')
-        job = dict(folds=3, models='LightGBM,RandomForest', external='sample-eicu') | job
+        job = dict(folds=3, models='LightGBM', external='sample-eicu') | job
         job |= dict(data=str(folder/'train.parquet'))
         _,html = run_training(job, replace(s, paths=replace(s.paths, reports=str(folder))))
         scorer = load_scorer(s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
