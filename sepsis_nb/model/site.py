@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AS_IS', 'UNLABELLED', 'INTERCEPT', 'BOTH_TERMS', 'BOTH', 'CLOCK', 'FIGURES', 'MOST_INDETERMINATE', 'Way',
-           'calibrated_ways', 'pooled', 'trained_way', 'site_stays', 'check_new', 'present_use', 'bedside_ways',
-           'try_way', 'held_scores', 'rule_for_use', 'loss_sums', 'Tried', 'measure_way', 'decision_table',
-           'difference', 'subset', 'learning_curve', 'Advice', 'advise']
+           'calibrated_ways', 'pooled', 'nested', 'trained_way', 'site_stays', 'check_new', 'present_use',
+           'bedside_ways', 'try_way', 'held_scores', 'rule_for_use', 'loss_sums', 'Tried', 'measure_way',
+           'decision_table', 'difference', 'subset', 'learning_curve', 'Advice', 'advise']
 
 # %% ../../nbs/model/81_site.ipynb #0fe504ec
 import numpy as np, pandas as pd
@@ -40,7 +40,9 @@ class Way:
     labels:bool=True # Whether it learns from labels of the site
     model:object=None # What is trained here, on all stays; None: the registered model, or a score
     kind:str=''    # Of that model, a key of `KINDS`
-    uri:str=''     # Address of the registered model whose scores these are
+    uri:str=''     # Address of the registered model whose scores these are, or that it begins with
+    spec:object=None # Of that model, where it has more features than the stays
+    again:object=None # (n,) bool rows to train on -> (n,) scores; None: it cannot be trained on some rows
 
 def _shifted(base, more): return replace(base, intercept=base.intercept+float(more))
 def _intercept(base, y, r):
@@ -69,6 +71,19 @@ def pooled(stays:Stays, home:Stays)->Stays:
                  hour=home.hour)
     return replace(stays, df=None, **{k:np.concatenate([getattr(stays, k), v]) for k,v in parts.items()})
 
+def nested(own, fit, score, progress=lambda it, **kw: it)->tuple: # own: (n,) fold of each row, at least three folds
+    """(folds, n) scores to be used for each test fold, by models that saw neither it nor the row's own fold; the model
+    of all folds. fit: (folds to leave out) -> model; score: (model, (n,) bool rows) -> (m,)"""
+    k = int(own.max())+1
+    sets = [*combinations(range(k), 2), *((i,) for i in range(k)), ()]
+    *models,last = in_threads((delayed(fit)(*o) for o in sets), progress)
+    out = np.full((k, len(own)), np.nan)
+    for gone,model in zip(sets, models):
+        for i in gone:
+            at = np.isin(own, [o for o in gone if o != i] or gone)
+            out[i,at] = score(model, at)
+    return out, last
+
 def trained_way(
     name:str, kind:str, params:dict, # Of the way; a key of `KINDS`, and its parameters
     stays:Stays, fold:np.ndarray,    # Of the site; (patients,) fold of each, at least three
@@ -76,20 +91,15 @@ def trained_way(
     one_in:int=1, seed:int=42,       # See `sample_weights`
     progress=lambda it, **kw: it,    # Wraps the fits, e.g. tqdm
 )->Way:
-    "A model trained here, nested: the scores to choose with for a test fold are by models that never saw it"
+    "A model trained here, `nested`"
     own,k = fold[stays.who], int(fold.max())+1
     rows,f = stays, own
     if home is not None: rows,f = pooled(stays, home), np.r_[own, np.full(len(home.y), -1)]
     def fit(*without): return fit_bag(kind, params, rows, ~np.isin(f, without), one_in, seed)
-    sets = [*combinations(range(k), 2), *((i,) for i in range(k)), ()]
-    *models,last = in_threads((delayed(fit)(*o) for o in sets), progress)
-    out = np.full((k, len(own)), np.nan)
-    for gone,model in zip(sets, models):
-        for i in gone:
-            at = np.isin(own, [o for o in gone if o != i] or gone)
-            out[i,at] = raw_risk(model, stays.X[at])
+    out,last = nested(own, fit, lambda m, at: raw_risk(m, stays.X[at]), progress)
     limits = tuple(training_range(stays, (own != i) & (own != (i+1)%k), own == (i+1)%k) for i in range(k))
-    return Way(name, out, fit_calibration, limits, True, last, kind)
+    def again(rows): return raw_risk(fit_bag(kind, params, stays, rows, one_in, seed), stays.X)
+    return Way(name, out, fit_calibration, limits, True, last, kind, again=again if home is None else None)
 
 # %% ../../nbs/model/81_site.ipynb #d6cc8f4d
 def site_stays(source, where, spec:FeatureSpec, cache=None)->tuple: # of `read_source`; for messages; of `table_stays`
@@ -218,12 +228,12 @@ def subset(septic, pool, n, seed): # septic: (patients,) bool; pool: (patients,)
         out[k[:int(np.ceil(share*len(k)))]] = True
     return out
 
-def _learned(way, stays, fold, n, seed, fit):
+def _learned(way, stays, fold, n, seed):
     "(n,) risks of a way that learned from n patients of the other folds"
     f,out = fold[stays.who], np.empty(len(stays.y))
     for i,raw in enumerate(way.raw):
         k,rows = f == i, subset(stays.septic, fold != i, n, seed)[stays.who]
-        if way.model is not None: out[k] = raw_risk(fit(way, rows), stays.X[k])
+        if way.again: out[k] = way.again(rows)[k]
         else:
             use = rows & stays.hourly
             out[k] = way.learn(stays.y[use], raw[use]).apply(raw[k])
@@ -232,17 +242,16 @@ def _learned(way, stays, fold, n, seed, fit):
 def learning_curve(
     ways:list, stays:Stays, fold:np.ndarray, # Of `Way`, the first as it is; site; (patients,)
     sizes,            # Stays of the site to learn from, rising
-    fit=None,         # (way, (n,) bool rows) -> model, for ways that train; None: these are left out
-    repeats=5, draws=300, seed=42, # Drawn subsets of what only recalibrates; resamples of patients
+    repeats=5, draws=300, seed=42, # Drawn subsets of what is not trained from scratch; resamples of patients
     progress=lambda it, **kw: it,
 )->pd.DataFrame: # way, stays, metric, value, difference to as it is, lo, hi, better
-    "What each way gains on `as it is` by the number of stays that it learns from"
+    "What each way gains on `as it is` by the number of stays that it learns from; without what cannot train on some"
     base = held_scores(ways[0], stays, fold)
     base,rows = ways[0].learn(stays.y, base).apply(base), []
-    todo = [(w, n) for w in ways[1:] for n in sizes if w.model is None or fit]
+    todo = [(w, n) for w in ways[1:] for n in sizes if w.model is None or w.again]
     for w,n in progress(todo, desc='learning curve'):
-        some = range(1 if w.model is not None else repeats)
-        risks = [_learned(w, stays, fold, n, seed+r, fit) for r in some]
+        some = range(1 if w.model is not None and not w.uri else repeats)
+        risks = [_learned(w, stays, fold, n, seed+r) for r in some]
         metric = 'log_loss' if w.model is None else 'auroc'
         value,d = (_loss_gain if w.model is None else _rank_gain)(stays, base, risks, draws, seed)
         lo,hi = np.quantile(d[1:], [.025, .975])

@@ -215,8 +215,8 @@ def _with_intervals(metrics):
     "Metric to value, and `<metric>_ci` to its interval"
     return metrics.value.to_dict() | {f'{k}_ci':[m.lo, m.hi] for k,m in metrics.iterrows() if m.lo == m.lo}
 
-def summary(job:Job, stays:Stays, outcomes:list, logged:Logged, external:External|None=None)->dict:
-    "The run's figures as one JSON object"
+def summary(job:Job, stays:Stays, outcomes:list, logged:Logged, external:External|None=None, clock=None)->dict:
+    "The run's figures as one JSON object; clock: metrics of the best model under a clock of the hospital"
     best = best_outcome(outcomes)
     u = best.folds.utility
     models = {o.name:_with_intervals(o.metrics) | dict(run_id=logged.runs[o.name], params=o.params) for o in outcomes}
@@ -231,6 +231,7 @@ def summary(job:Job, stays:Stays, outcomes:list, logged:Logged, external:Externa
     if external is not None: out['external'] = _with_intervals(external.metrics) | dict(
         n_patients=len(external.stays.ids), threshold=external.threshold, adapted=_with_intervals(external.adapted),
         label_rule=rule_to_dict(external.stays.rule))
+    if clock is not None: out['clock'] = _with_intervals(clock)
     return json_safe(out)
 
 # %% ../../nbs/model/70_study.ipynb #4f104847

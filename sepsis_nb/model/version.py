@@ -51,10 +51,11 @@ def _log_version(job, scorer, stays, fold, tried, home):
         kind,marks,scaler = kind.name, joined_marks(scorer.marks, own), scorer.terms.get('scaler_uri', '')
     else:
         kind,model,scaler = way.kind, way.model, ''
-        marks = joined_marks(own, home and stay_marks(home.df, stays.spec.declared))
+        before = scorer.marks if way.uri else home and stay_marks(home.df, stays.spec.declared)
+        marks = joined_marks(own, before)
     extra = dict(data_digest=stays.digest, protocol='site', evaluation=site_digest(job, stays),
                  utility_threshold=min(rule.threshold, 2.), label_rule=rule_to_dict(stays.rule))
-    log_model(kind, model, stays.spec, rule.policy.alert_threshold, scaler, calibration=rule.calibration,
+    log_model(kind, model, way.spec or stays.spec, rule.policy.alert_threshold, scaler, calibration=rule.calibration,
               policy=rule.policy, training_range=rule.training_range, fitted=marks, extra=extra)
     log_heldout(stays, SimpleNamespace(**vars(found), fold=fold))
     return kind, rule
