@@ -445,6 +445,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'sepsis_nb/model/policy.py'),
                                         'sepsis_nb.model.policy.apply_policy': ( 'model/policy.html#apply_policy',
                                                                                  'sepsis_nb/model/policy.py'),
+                                        'sepsis_nb.model.policy.as_risk': ('model/policy.html#as_risk', 'sepsis_nb/model/policy.py'),
                                         'sepsis_nb.model.policy.budget_policy': ( 'model/policy.html#budget_policy',
                                                                                   'sepsis_nb/model/policy.py'),
                                         'sepsis_nb.model.policy.candidate_thresholds': ( 'model/policy.html#candidate_thresholds',

@@ -9,7 +9,7 @@ __all__ = ['ACCEPTED', 'stay_counts', 'alerts_at_thresholds', 'alerts_of_all', '
 import numpy as np, pandas as pd
 from .burden import alert_tally, onset_and_days
 from .cohort import labelled_grid, ratio, resamples
-from .policy import Policy, REFRACTORY_H, hysteresis, table_alerts
+from .policy import Policy, REFRACTORY_H, as_risk, hysteresis, table_alerts
 from ..rows.onset import CHALLENGE_RULE
 
 # %% ../../nbs/model/53_benefit.ipynb #75145374
@@ -28,8 +28,9 @@ def alerts_at_thresholds(risk, stay, hour, indeterminate=None, tries=40)->list: 
     who = pd.factorize(np.asarray(stay))[0]
     top = pd.Series(risk).groupby(who).max()
     at = np.unique(top.quantile(1-np.geomspace(.002, 1, tries)))
-    def policy(t): return Policy(t, hysteresis(t) if np.max(risk) <= 1 else t, REFRACTORY_H)
-    return [table_alerts(policy(float(t)), who, hour, 0, risk, indeterminate) for t in at if t >= 0]
+    p,at = np.split(as_risk(np.r_[risk, at[at >= 0]]), [len(risk)])
+    def policy(t): return Policy(t, hysteresis(t), REFRACTORY_H)
+    return [table_alerts(policy(float(t)), who, hour, 0, p, indeterminate) for t in at]
 
 def alerts_of_all(stay, hour)->tuple: # (n,) as of `evaluate`; two (n,) bool
     "An alert in the first hour of each stay; one there and every 12 h"

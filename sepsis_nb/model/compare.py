@@ -20,7 +20,7 @@ from .cohort import ranking
 from .gate import paired
 from .kinds import KINDS, in_threads
 from .metrics import Cohort, intervals
-from .policy import budget_policy, table_alerts
+from .policy import as_risk, budget_policy, table_alerts
 from .stays import Stays, sample_weights
 from .utility import grid_utility
 
@@ -106,7 +106,7 @@ def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # fold, r: (n,) fold an
 # %% ../../nbs/model/52_compare.ipynb #228f251e
 def alerts_by_fold(stays:Stays, fold, r, budget=.2)->np.ndarray: # fold, r: (n,) fold and held-out risk or score
     "(n,) bool: alerts of each fold, by its own `budget_policy`, which knows no labels"
-    p,out = (r-r.min()+1)/(np.ptp(r)+2) if r.min() < 0 or r.max() > 1 else r, np.zeros(len(r), bool)
+    p,out = as_risk(r), np.zeros(len(r), bool)
     for i in range(fold.max()+1):
         k = fold == i
         policy = budget_policy(p[k], stays.stay[k], stays.hour[k], budget=budget)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATE', 'REFRACTORY_H', 'Policy', 'threshold_policy', 'never_policy', 'new_policy_states', 'apply_policy',
            'table_alerts', 'policy_evidence', 'candidate_thresholds', 'hysteresis', 'try_thresholds', 'choose_policy',
-           'budget_policy', 'policy_targets']
+           'as_risk', 'budget_policy', 'policy_targets']
 
 # %% ../../nbs/model/31_policy.ipynb #p0licy01
 import numpy as np, pandas as pd
@@ -169,6 +169,11 @@ def choose_policy(
     return Policy(at, hysteresis(at), evidence=best, why=f'lowest threshold with {want}; {end}', **given), t
 
 # %% ../../nbs/model/31_policy.ipynb #f34adbbc
+def as_risk(score)->np.ndarray: # (n,) of any range
+    "(n,) between 0 and 1 in the same order, as a policy takes it; what is a risk stays as it is"
+    low,span = np.min(score), np.ptp(score)
+    return (score-low+1)/(span+2) if low < 0 or low+span > 1 else score
+
 def budget_policy(risk, stay, hour=None, indeterminate=None, budget=.2)->Policy: # (n,) as of `choose_policy`
     "The lowest threshold down to which the budget holds, whatever it finds: to compare risks at one burden"
     code,k = pd.factorize(np.asarray(stay))[0], 0
