@@ -66,7 +66,7 @@ def _rename(df, columns, where):
         f"{where}: columns names '{lost[0]}', which is not there; found: {', '.join(map(str, df))}")
     df = df[[c for c in df if columns.get(c, c) is not None]]
     names = [columns.get(c) or _column(c) for c in df]
-    if twice := next((n for n in names if names.count(n) > 1), None):
+    if twice := next((n for n,k in Counter(names).items() if k > 1), None):
         both = ' and '.join(f"'{c}'" for c,n in zip(df, names) if n == twice)
         raise ValueError(f'{where}: columns {both} both mean {twice}; remove one of them, or rename it')
     other = (c for c in df if _column(c) not in KNOWN | set(ROLES.values()) and c not in columns)

@@ -35,7 +35,7 @@ def _column(ax, x, name, n, end): # end: what the stays are used for
 def plot_flow(counts:pd.DataFrame, folds:int, external:pd.DataFrame|None=None): # counts: of `Stays`
     "Flow of stays through a study with cross-validation"
     sets = {'training data':(counts, f'{folds} folds of whole patients:\neach stay is held out once')}
-    if external is not None: sets['external set'] = external, 'tested once,\nnothing was fitted on it'
+    if external is not None: sets['external set'] = external, 'for testing only,\nnothing was fitted on it'
     fig,ax = plt.subplots(figsize=(2+3.2*len(sets), 4.4), layout='constrained')
     found = {k:flow_counts(c) for k,(c,_) in sets.items()}
     n = found['training data']

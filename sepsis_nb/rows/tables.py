@@ -127,9 +127,10 @@ _UNSEEN = '\ufeff\u200b\u200c\u200d\u2060'
 def clean_name(text): return unicodedata.normalize('NFC', str(text)).strip().strip(_UNSEEN).strip()
 def _check_names(names, where):
     "`ValueError` for two columns of one name"
-    for k,name in enumerate(names):
-        if name in names[:k]: raise ValueError(
-            f"{where}: columns {names.index(name)+1} and {k+1} are both named '{name}'; rename or remove one of them")
+    first = {}
+    for k,name in enumerate(names, 1):
+        if (at := first.setdefault(name, k)) < k: raise ValueError(
+            f"{where}: columns {at} and {k} are both named '{name}'; rename or remove one of them")
 
 # %% ../../nbs/rows/13_tables.ipynb #aeabfb39
 MISSING = 'nan', '-nan', 'na', 'n/a', '#n/a', '<na>', 'null', 'none', r'\n' # what programs write for no value
