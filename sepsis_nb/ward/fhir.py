@@ -10,7 +10,6 @@ __all__ = ['LOINC', 'MDC', 'UCUM', 'NOTE', 'ALERTS', 'MODELS', 'OUTCOME', 'alert
 import hashlib, numpy as np, orjson, re
 from dataclasses import replace
 from datetime import datetime, timezone
-from fhir.resources.R4B.bundle import Bundle
 from urllib.parse import quote
 from uuid import NAMESPACE_URL, uuid5
 from ..data import parse
@@ -131,8 +130,9 @@ def alert_bundle(
     at:int,                    # Its time stamp, Unix ms
     patient_system:str,        # Identifier system of the patient ids, a URI
     feed:MessageMap|None=None, # Map of the worker's messages
-)->Bundle:                     # A transaction
-    "An alert for a FHIR server; `ValueError`: this is no alert"
+)->object:                     # `Bundle` of fhir.resources, a transaction
+    "An alert for a FHIR server; `ValueError`: this is no alert, `ImportError` without the extra `fhir`"
+    from fhir.resources.R4B.bundle import Bundle # an extra
     key,alert = alert_key(value), orjson.loads(value)
     patient = dict(type='Patient', identifier=dict(system=patient_system, value=alert['patient_id']))
     row = alert['original_data']
