@@ -309,6 +309,20 @@ def _forget(patient, yes, timeout):
     click.echo('MLflow: no row of the stream; its runs and models come from training files.')
     sys.exit(bool(out and not out.done))
 
+# %% ../nbs/06_cli.ipynb #13dcd099
+@add_command(main, 'forward', 'SEPSIS_FORWARD_TOKEN_FILE=token.txt sepsis forward https://ward.example/alerts')
+@click.argument('url')
+@click.option('--as', 'form', type=click.Choice(['json', 'fhir']), default='json', show_default=True,
+              help='The record of the alerts topic, or a FHIR R4 bundle.')
+def _forward(url, form):
+    "Post each alert to URL, at least once and with an Idempotency-Key, until Ctrl-C or SIGTERM."
+    from sepsis_nb.ward.forward import forward
+    logging.getLogger('sepsis_nb.ward').setLevel(logging.INFO)
+    asked = []
+    for n in signal.SIGINT, signal.SIGTERM: signal.signal(n, lambda *_: asked.append(True))
+    n = forward(load_settings(), url, form, lambda: bool(asked))
+    click.echo(f"{n['forwarded']} alerts forwarded in {n['tries']} tries; {n['dead_letters']} dead letters")
+
 # %% ../nbs/06_cli.ipynb #7415d103
 def _read_metrics(path):
     "Object in a metrics JSON file; `ValueError` if there is none"

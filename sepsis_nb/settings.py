@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Secret', 'Kafka', 'Topics', 'check_uri', 'Mlflow', 'Model', 'Worker', 'BrokerConfig', 'Paths', 'Data',
-           'private_folder', 'Settings', 'find_settings', 'load_settings']
+           'Forward', 'private_folder', 'Settings', 'find_settings', 'load_settings']
 
 # %% ../nbs/05_settings.ipynb #6e53a130
 import configparser, os, re
@@ -169,6 +169,25 @@ class Data:
     signals:str = '' # TOML file that adds signals, or overrides keys of known ones; empty: those of the package
     map:str = ''     # Of the worker's messages: name of a map, or its TOML file; empty: names as in the package
 
+# %% ../nbs/05_settings.ipynb #98d28d82
+@dataclass(frozen=True)
+class Forward:
+    "How alerts are passed on to an HTTP endpoint"
+    group:str = 'sepsis-forward'           # consumer group, which keeps what was passed on
+    token:str = field(default='', repr=False) # sent as `Authorization: Bearer …`; empty: none is sent
+    cafile:str = ''                        # PEM of the authority of the endpoint; empty: those of the system
+    patient_system:str = ''                # FHIR: identifier system of the patient ids, a URI
+    tries:int = 12                         # after that many an alert becomes a dead letter
+    timeout_s:float = 10.                  # of a try, from its connection to its answer
+    longest_s:float = 300.                 # between two tries, at most, unless the endpoint asks for more
+    def __post_init__(self):
+        for k in _secrets(self): object.__setattr__(self, k, Secret(getattr(self, k)))
+        _check_name('group', self.group)
+        if not re.fullmatch(r'[!-~]*', self.token): raise ValueError('token holds something else than printable ASCII')
+        if self.patient_system and not re.fullmatch(r'[a-z][a-z0-9+.-]*:[!-~]+', self.patient_system): raise ValueError(
+            f"patient_system '{_short(self.patient_system)}' is not a URI such as urn:oid:1.2.3 or https://…")
+        _check_range(self, tries=(1, 10_000), timeout_s=(.1, 120), longest_s=(.01, 86_400))
+
 # %% ../nbs/05_settings.ipynb #9a4e82be
 def _located(home, text, where='[paths]'): # where: what names the path, for messages
     "A path that counts from `home`, resolved; `ValueError` if there can be none"
@@ -204,6 +223,7 @@ class Settings:
     broker:BrokerConfig = BrokerConfig()
     paths:Paths = Paths()
     data:Data = Data()
+    forward:Forward = Forward()
     def _path(self, key): return _located(self.home, getattr(self.paths, key), f'[paths] {key}')
     reports = property(lambda self: self._path('reports'), doc='Executed notebooks and HTML')
     work = property(lambda self: self._path('work'), doc='Broker data, logs and process ids')
@@ -218,12 +238,12 @@ class Settings:
 SECTIONS = {f.name:f.type for f in fields(Settings) if f.name != 'home'} # name to class
 
 # %% ../nbs/05_settings.ipynb #7307a894
-def _read_secret(found, key, home, file):
+def _read_secret(found, key, home, file, head): # head: of the variables of its section
     "Put the content of the file named by `<key>_file` into `found`; `ValueError` for two sources, or a wrong one"
     text,where = found.get(key, ('', ''))
     name,where_file = found.pop(f'{key}_file', ('', ''))
     if text and where.startswith(f'{file} ['): raise ValueError(
-        f'{where}: a secret does not belong into this file; set SEPSIS_KAFKA_{key.upper()}, '
+        f'{where}: a secret does not belong into this file; set {head}{key.upper()}, '
         f'or name a file that holds it alone with {key}_file')
     if not name: return
     if text: raise ValueError(f'{where} and {where_file} both give the secret; remove one of them')
@@ -236,7 +256,8 @@ def _read_secret(found, key, home, file):
 
 def _typed(key, kind, text, where, home):
     "`text` as the value of a field; `ValueError` names `where` it stands"
-    if text and (key in ('ssl_cafile', 'ssl_certfile', 'ssl_keyfile', 'signals') or key == 'map' and '.toml' in text):
+    files = 'ssl_cafile', 'ssl_certfile', 'ssl_keyfile', 'cafile', 'signals'
+    if text and (key in files or key == 'map' and '.toml' in text):
         path = _located(home, text, where)
         if not os.path.isfile(path): raise ValueError(f'{where}: no file {_short(str(path), 250)}')
         return str(path)
@@ -246,7 +267,7 @@ def _typed(key, kind, text, where, home):
 
 # %% ../nbs/05_settings.ipynb #f724ec82
 _FREE_TEXT = ('sasl_username', 'ssl_cafile', 'ssl_certfile', 'ssl_keyfile', 'experiment', 'tracking_uri', 'signals',
-              'map', *(f.name for f in fields(Paths))) # keys whose value may hold any text
+              'map', 'cafile', 'patient_system', *(f.name for f in fields(Paths))) # keys whose value may hold any text
 def _clean(where, text):
     "A value of one line, without the spaces around it; `ValueError` does not repeat it"
     text = text.strip()
@@ -272,7 +293,7 @@ def _read_section(name, given, env, file, home):
     known = [*kinds, *(f'{k}_file' for k in secrets)]
     for k,(_,where) in found.items():
         if k not in known: raise ValueError(f'{where}: unknown key; section [{name}] knows {", ".join(known)}')
-    for k in secrets: _read_secret(found, k, home, file)
+    for k in secrets: _read_secret(found, k, home, file, head)
     values = {k:_typed(k, kinds[k], text, where, home) for k,(text,where) in found.items()}
     try: return cls(**values)
     except ValueError as e:
