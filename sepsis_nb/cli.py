@@ -79,15 +79,16 @@ def _topics_create():
     s = load_settings()
     for name,what in create_topics(s.kafka, s.topics).items(): click.echo(f'{name}: {what}')
 
-@add_command(topics, 'grant', 'sepsis topics grant --producer User:monitor --worker User:worker --consumer User:board')
+@add_command(topics, 'grant', 'sepsis topics grant --producer User:monitor --worker User:worker --board User:board')
 @click.option('--producer', multiple=True, metavar='USER', help='May write the input topic, and read none.')
 @click.option('--worker', multiple=True, metavar='USER', help='May read the input and write what it makes.')
 @click.option('--consumer', multiple=True, metavar='USER', help='May read outputs and alerts, and write nothing.')
-def _topics_grant(producer, worker, consumer):
+@click.option('--board', multiple=True, metavar='USER', help='May read outputs, alerts, answers, and acknowledge.')
+def _topics_grant(producer, worker, consumer, board):
     "Set the access rules of the topics, with a login that may. Each option can be repeated."
     from sepsis_nb.stream.kafka import grant
     s = load_settings()
-    rules,earlier = grant(s.kafka, s.topics, producer, worker, consumer, s.worker.app_id)
+    rules,earlier = grant(s.kafka, s.topics, producer, worker, consumer, s.worker.app_id, board)
     for found,note in (rules, ''), (earlier, ' (there before; remove it if that is too much)'):
         for who,may,kind,name in found: click.echo(f'{who} may {may} {kind} {name}{note}')
 

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['N_ROWS', 'FIRST', 'NOW', 'HOUR', 'STAY', 'HEAD', 'LAST', 'T_LAST', 'ROWS', 'PREV', 'N', 'AVG', 'M2', 'LOW', 'HIGH',
-           'BLOCK', 'Program', 'log', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL', 'PORTABLE',
-           'SPECS', 'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table', 'extract',
-           'auto_spec', 'missing_needs', 'warm_up']
+           'BLOCK', 'Program', 'log', 'DATE_H', 'Folded', 'MONITOR4', 'SEED_SPEC', 'VITALS', 'FAMILIES', 'FULL',
+           'PORTABLE', 'SPECS', 'new_states', 'fold', 'step', 'prepare', 'patient_codes', 'row_hours', 'fold_table',
+           'extract', 'auto_spec', 'missing_needs', 'warm_up']
 
 # %% ../nbs/01_features.ipynb #72b4b2d0
 import logging, numpy as np, pandas as pd
@@ -134,11 +134,11 @@ def new_states(spec, k):
     return np.tile(spec.program.new, (k, 1))
 
 # %% ../nbs/01_features.ipynb #9a5c1838
-_DATE_H = 1e5  # h; a time beyond (11 years) is a date, in hours since 1970
+DATE_H = 1e5  # h; a time beyond (11 years) is a date, in hours since 1970
 @_inlined
 def _hour(t, first):
     "The hour on the stay's clock at time `t`; the stay's first row came at `first`"
-    if first < _DATE_H: return np.floor(np.floor(t*3.6e6+.5)/3.6e6)
+    if first < DATE_H: return np.floor(np.floor(t*3.6e6+.5)/3.6e6)
     return 1.+np.floor(np.floor((t-first)*3.6e6+.5)/3.6e6)
 
 @_inlined

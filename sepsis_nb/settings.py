@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Secret', 'Kafka', 'Topics', 'check_uri', 'Mlflow', 'Model', 'Worker', 'BrokerConfig', 'Paths', 'Data',
-           'Forward', 'private_folder', 'Settings', 'find_settings', 'load_settings']
+           'BoardConfig', 'Forward', 'private_folder', 'Settings', 'find_settings', 'load_settings']
 
 # %% ../nbs/05_settings.ipynb #6e53a130
 import configparser, os, re
@@ -85,6 +85,7 @@ class Topics:
     dead_letter:str = 'dead-letter-topic' # messages that cannot be scored: original bytes, reason in the headers
     alerts:str = 'alerts-topic'           # the outputs at which the alert policy alerts
     state:str = 'state-topic'             # compacted: one record a patient, written by the worker alone
+    acks:str = 'acks-topic'               # who acknowledged an alert, written by the ward board
     partitions:int = 4                    # of every topic
     def __post_init__(self):
         names = self.names()
@@ -94,6 +95,7 @@ class Topics:
         _check_range(self, partitions=(1, 2000))
     def _keys(self): return [f.name for f in fields(self) if f.name != 'partitions']
     def names(self): return [getattr(self, k) for k in self._keys()]
+    def of_worker(self): return [n for n in self.names() if n != self.acks]
 
 # %% ../nbs/05_settings.ipynb #7b3cbb21
 def check_uri(uri:str):
@@ -169,6 +171,44 @@ class Data:
     signals:str = '' # TOML file that adds signals, or overrides keys of known ones; empty: those of the package
     map:str = ''     # Of the worker's messages: name of a map, or its TOML file; empty: names as in the package
 
+# %% ../nbs/05_settings.ipynb #a6bb4791
+_LEAST_TOKEN = 16 # characters
+def _check_reach(o): # o: `BoardConfig`
+    "`ValueError` if a board that others than this machine reach lacks what protects its rows"
+    if not o.is_local and not o.address: raise ValueError(f'host {o.host} can be reached from other machines, '
+        'so address must say how users open the board, as https://board.example; or keep host = 127.0.0.1')
+    if not o.address: return
+    if not re.fullmatch(r'https://[\w.:\[\]-]+/?', o.address): raise ValueError(
+        f"address '{_short(o.address)}' is not https:// and a name, as in https://board.example:8443")
+    if o.proxy == 'no' and not (o.ssl_certfile and o.ssl_keyfile): raise ValueError(
+        'address needs TLS: give ssl_certfile and ssl_keyfile, or proxy = yes if a reverse proxy has the certificate')
+    if len(o.token) < _LEAST_TOKEN: raise ValueError(f'token has {len(o.token)} characters, and a board with an '
+        f'address needs one of {_LEAST_TOKEN} or more, from SEPSIS_BOARD_TOKEN or a file named by token_file')
+
+# %% ../nbs/05_settings.ipynb #92d0a786
+@dataclass(frozen=True)
+class BoardConfig:
+    "The ward board: where it serves, what it shows, and when it says that data are not current"
+    host:str = '127.0.0.1'  # another one needs `address`
+    port:int = 8088         # 0: any free one
+    address:str = ''        # https:// address that users open; empty: on this machine alone
+    ssl_certfile:str = ''   # PEM of the certificate for `address`, and those between it and the authority
+    ssl_keyfile:str = ''    # PEM of its key
+    proxy:str = 'no'        # yes: TLS ends in a reverse proxy, which alone can reach `host`
+    token:str = field(default='', repr=False) # with which users sign in
+    ids:str = 'shown'       # or pseudonym: a short keyed hash in place of each patient id
+    hours:float = 24.       # of records that are read at its start; a bed without a row for longer is taken off
+    silent_s:float = 30.    # rows wait and none is answered for so long: the worker is silent
+    quiet_min:float = 90.   # without a row for so long, a bed's data are not current
+    def __post_init__(self):
+        object.__setattr__(self, 'token', Secret(self.token))
+        if not _is_host(self.host): raise ValueError(f"host '{_short(self.host)}' is not a host's name or address")
+        for k,known in dict(ids=('shown', 'pseudonym'), proxy=('no', 'yes')).items():
+            if (v := getattr(self, k)) not in known: raise ValueError(f"{k} '{_short(v)}' is not {' or '.join(known)}")
+        _check_range(self, port=(0, 65_535), hours=(.1, 720), silent_s=(1, 86_400), quiet_min=(.1, 43_200))
+        _check_reach(self)
+    is_local = property(lambda self: bool(re.fullmatch(r'127(\.\d{1,3}){3}|::1|localhost', self.host)))
+
 # %% ../nbs/05_settings.ipynb #98d28d82
 @dataclass(frozen=True)
 class Forward:
@@ -224,6 +264,7 @@ class Settings:
     paths:Paths = Paths()
     data:Data = Data()
     forward:Forward = Forward()
+    board:BoardConfig = BoardConfig()
     def _path(self, key): return _located(self.home, getattr(self.paths, key), f'[paths] {key}')
     reports = property(lambda self: self._path('reports'), doc='Executed notebooks and HTML')
     work = property(lambda self: self._path('work'), doc='Broker data, logs and process ids')

@@ -178,7 +178,7 @@ class Line(Workers):
     "Topics and a consumer group of its own, made by `make_topics` or a `with` block, and workers on them"
     def __init__(self, folder, cmd=WORKER, **env): # env: `SEPSIS_…`; of Kafka's also those of this process
         tag = uuid.uuid4().hex[:8]
-        names = 'input', 'output', 'dead_letter', 'alerts', 'state'
+        names = 'input', 'output', 'dead_letter', 'alerts', 'state', 'acks'
         own = {f'SEPSIS_TOPICS_{k.upper()}':f'{k}-{tag}' for k in names}
         own |= dict(SEPSIS_WORKER_APP_ID=f'app-{tag}', SEPSIS_WORKER_WEB_PORT='0',
                     SEPSIS_PATHS_WORK=f'{folder}/work', SEPSIS_PATHS_CACHE=f'{folder}/cache')
