@@ -21,7 +21,7 @@ from .contract import log_model, stay_marks
 from .gate import gate_record
 from .heldout import log_heldout
 from .job import Job, SiteJob
-from .kinds import KINDS, raw_risk
+from .kinds import KINDS, row_risks
 from .metrics import METRICS, evaluate
 from .registry import at_store, log_gate, register
 from .risk import to_dict
@@ -195,12 +195,14 @@ class External(Decisions):
 
 def external_validation(outcome:Outcome, home:Stays, stays:Stays, seed=42, progress=lambda it, **kw: it)->External:
     "The champion, trained on `home`, on stays of another data set, by the rule that training gave it"
-    found,threshold = decide(outcome.rule, stays, raw_risk(outcome.model, stays.X)), outcome.rule.threshold
+    found = decide(outcome.rule, stays, row_risks(outcome.model, stays.X, slice(None)))
+    threshold = outcome.rule.threshold
     share = outcome.positive[home.hourly].mean()
     own = np.quantile(found.risk[stays.hourly], 1-share, method='higher')
     def metrics(threshold):
         args = stays.of(found.risk, found.risk >= threshold)
-        return evaluate(*args, alert=found.alert, n=RESAMPLES, seed=seed, progress=progress, rule=stays.rule)
+        return evaluate(*args, alert=found.alert, n=RESAMPLES, seed=seed, progress=progress, rule=stays.rule,
+                        cluster=stays.cluster)
     return External(**vars(found), stays=stays, threshold=threshold, metrics=metrics(threshold), adapted=metrics(own))
 
 # %% ../../nbs/model/70_study.ipynb #a3068deb
