@@ -57,7 +57,8 @@ def test_who_knows_a_library(library):
 def test_worker_starts_light():
     "What brings scikit-learn, SciPy or plots at import costs every worker a second at its start"
     # numba imports scipy's root
-    heavy = 'sklearn', 'scipy.linalg', 'scipy.stats', 'matplotlib', 'mlflow', 'lightgbm', 'xgboost', 'dask', 'distributed'
+    heavy = ('sklearn', 'scipy.linalg', 'scipy.stats', 'matplotlib', 'mlflow', 'lightgbm', 'xgboost', 'dask',
+             'distributed')
     code = f'import sys, sepsis_nb.worker; print(*[o for o in {heavy} if o in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
 
@@ -176,7 +177,7 @@ def test_version_pins_name_every_dependency():
     assert wanted <= pins, f'constraints.txt does not pin {wanted-pins}'
 
 def test_no_pickle():
-    "Of anybody's files; tasks of a cluster are pickles, as all of Dask's, in a folder that is checked to be the owner's"
+    "Tasks of a cluster are pickles, as all of Dask's are, in a folder that is checked to be the owner's"
     for m,p in MODULES.items():
         if m == 'model.cluster': continue
         used = re.search(r'\b(import (cloud)?pickle|joblib\.(load|dump)|pickle\.(load|dump)s?\()', p.read_text())

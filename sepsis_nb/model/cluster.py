@@ -12,6 +12,7 @@ from collections import deque
 from contextlib import contextmanager
 from hashlib import blake2b
 from importlib import metadata
+from importlib.util import find_spec
 from importlib.resources import files
 from pathlib import Path
 from ..features import FeatureSpec, fold_table, patient_codes
@@ -137,7 +138,11 @@ class Cluster:
         self.workers = len(client.scheduler_info(n_workers=-1)['workers'])
         self.cost = dict(tasks=0, kept=0, wall_s=0., cpu_s=0., bytes=0)
         self._versions = json.dumps(own_versions()).encode()
-    dashboard = property(lambda self: self.client.dashboard_link)
+    @property
+    def dashboard(self):
+        "Where to watch the workers; the live charts of Dask need bokeh"
+        link = self.client.dashboard_link
+        return f"Dask's dashboard: {link if find_spec('bokeh') else link.replace('/status', '/info/main/workers.html')}"
     def run(self, calls, progress=lambda it, **kw: it, total=None): # calls: as of `in_threads`
         "Results of the calls in their order; the error of a task as it was raised; `ClusterError` if workers are lost"
         if total is None: total = len(calls := list(calls))

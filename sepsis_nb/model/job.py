@@ -195,6 +195,7 @@ def site_job(before:dict, now:dict)->SiteJob: # As for `assigned`
 # %% ../../nbs/model/71_job.ipynb #f3108947
 def check_places(job:Job|SiteJob, settings:Settings): # The store of the settings counts if the job names none
     "`FileNotFoundError` or `RegistryError` says what of data, store and metrics folder is not there"
+    if isinstance(job, Job): job.cluster_of(settings)
     check_store(job.tracking_uri or settings.tracking_uri, create=True)
     try: _ = job.map and load_map(job.map)
     except ValueError as e: raise ValueError(f'parameter map: {e}') from None

@@ -114,7 +114,7 @@ def check_labels(df:pd.DataFrame, where, use='training')->tuple: # where, use: f
         f"{where}: {f'all known labels are {kinds[0]:g}' if kinds else 'every label is missing'}; "
         f'{use} needs rows of both classes, 0 and 1')
     left = dict(unlabelled_stays_left_out=df.patient_id[~known].nunique(), rows_left_out=int((~known).sum()))
-    return df[known].reset_index(drop=True), left
+    return (df if known.all() else df[known]).reset_index(drop=True), left # of rows that all stay no copy is made
 
 log = logging.getLogger(__name__)
 LEAST_SEPTIC = 3 # patients: one to test on, one to choose on, one to fit on

@@ -6,7 +6,7 @@
 __all__ = ['NOT_REGISTERED', 'LABEL', 'SYNTHETIC', 'evaluation_of', 'evaluation_terms', 'gate_of', 'data_name', 'run_tags',
            'logged_run', 'log_report', 'flat_metrics', 'log_folds', 'Logged', 'version_notes', 'registered_name',
            'best_outcome', 'log_job', 'runs_table', 'comparison_page', 'External', 'external_validation', 'json_safe',
-           'summary', 'is_synthetic', 'repeat_command']
+           'summary', 'is_synthetic', 'run_name', 'repeat_command']
 
 # %% ../../nbs/model/70_study.ipynb #02073fec
 import json, numpy as np, pandas as pd, shlex
@@ -240,6 +240,11 @@ def is_synthetic(ids): return any(str(i).startswith('synthetic-') for i in ids) 
 SYNTHETIC = ' The rows are **synthetic**: these figures say nothing about patients.'
 
 # %% ../../nbs/model/70_study.ipynb #48bc06a5
+def run_name(job:Job)->str:
+    "A name that runs with the same parameters share, wherever they run and leave what they found"
+    same = {k:v for k,v in asdict(job).items() if k not in (*_PLACES, 'cluster')}
+    return sha256(json.dumps(same).encode()).hexdigest()[:16]
+
 def repeat_command(job:Job|SiteJob)->str: # For a shell
     "The command that repeats a run"
     plain,site = asdict(type(job)()), isinstance(job, SiteJob)
