@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Secret', 'Kafka', 'Topics', 'check_uri', 'Mlflow', 'Model', 'Worker', 'BrokerConfig', 'Paths', 'Data',
-           'BoardConfig', 'Forward', 'private_folder', 'Settings', 'find_settings', 'load_settings']
+           'check_address', 'Train', 'BoardConfig', 'Forward', 'private_folder', 'Settings', 'find_settings',
+           'load_settings']
 
 # %% ../nbs/05_settings.ipynb #6e53a130
 import configparser, os, re
@@ -174,6 +175,19 @@ class Data:
     signals:str = '' # TOML file that adds signals, or overrides keys of known ones; empty: those of the package
     map:str = ''     # Of the worker's messages: name of a map, or its TOML file; empty: names as in the package
 
+# %% ../nbs/05_settings.ipynb #c38d3b51
+def check_address(text, where): # where: what names it, for messages
+    "`ValueError` if a text cannot name a cluster"
+    if not re.fullmatch(r'(local(:[1-9]\d{0,3})?|tcp://[^\s/@]+:\d{1,5})?', text): raise ValueError(
+        f"{where}: '{_short(text)}' is none of local, local:N (N worker processes) and tcp://host:port (a scheduler)")
+
+@dataclass(frozen=True)
+class Train:
+    "Where training runs"
+    cluster:str = '' # local, local:N or tcp://host:port; empty: in one process
+    folder:str = ''  # of features and tasks: one that all workers see, or an address of fsspec; empty: `work`
+    def __post_init__(self): check_address(self.cluster, 'cluster')
+
 # %% ../nbs/05_settings.ipynb #a6bb4791
 _LEAST_TOKEN = 16 # characters
 def _check_reach(o): # o: `BoardConfig`
@@ -268,6 +282,7 @@ class Settings:
     data:Data = Data()
     forward:Forward = Forward()
     board:BoardConfig = BoardConfig()
+    train:Train = Train()
     def _path(self, key): return _located(self.home, getattr(self.paths, key), f'[paths] {key}')
     reports = property(lambda self: self._path('reports'), doc='Executed notebooks and HTML')
     work = property(lambda self: self._path('work'), doc='Broker data, logs and process ids')
@@ -277,6 +292,11 @@ class Settings:
         if self.paths.cache: return self._path('cache')
         try: return _located(self.home, Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'sepsis_nb')
         except ValueError: return self.work/'cache'
+    @property
+    def shared(self):
+        "Features and tasks of a cluster: a folder, or an address of fsspec"
+        named = self.train.folder
+        return named if '://' in named else str(_located(self.home, named, '[train] folder') if named else self.work)
     tracking_uri = property(lambda self: self.mlflow.tracking_uri or f'sqlite:///{self.home}/mlflow.db')
 
 SECTIONS = {f.name:f.type for f in fields(Settings) if f.name != 'home'} # name to class
@@ -311,7 +331,8 @@ def _typed(key, kind, text, where, home):
 
 # %% ../nbs/05_settings.ipynb #f724ec82
 _FREE_TEXT = ('sasl_username', 'ssl_cafile', 'ssl_certfile', 'ssl_keyfile', 'experiment', 'tracking_uri', 'signals',
-              'map', 'cafile', 'patient_system', *(f.name for f in fields(Paths))) # keys whose value may hold any text
+              'map', 'cafile', 'patient_system', 'cluster', 'folder',
+              *(f.name for f in fields(Paths))) # keys whose value may hold any text
 def _clean(where, text):
     "A value of one line, without the spaces around it; `ValueError` does not repeat it"
     text = text.strip()

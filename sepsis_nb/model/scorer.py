@@ -242,7 +242,7 @@ def _shown(x): return None if np.isnan(x) else float(str(x)) # 38.1 of a float32
 def explanations(self:Scorer, X, top=5)->list: # X: (n, features)
     """Of each row a list of dicts, the `top` features that moved its risk most, largest effect first: feature, signal
     (empty: of none, or of several), text, value, unit, hours since the signal was measured, effect (log-odds, after
-    calibration; above 0 it raises the risk); None where unknown. 'none' for each row if this kind of model cannot say"""
+    calibration; above 0 it raises the risk); None: unknown. 'none' for each row if this kind of model cannot say"""
     if self.contributions is None or not len(X): return ['none']*len(X)
     C = self.calibration.slope*self.contributions(X)[:,:-1]
     order,known = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top].tolist(), _described(self.spec)

@@ -29,8 +29,9 @@ def _signal_label(name, defined, spelt):
 def feature_label(name:str, defined=(), spelt=False)->str: # defined: a spec's own definitions
     "A feature in words, `spelt`: with the signal's label for its short name; its name if it is of no known form"
     if name in LABELS: return LABELS[name]
-    if m := _COMBINED.fullmatch(name): return ' '.join(
-        (feature_label(m[1], defined, spelt), dict(minus='minus', by='over')[m[2]], feature_label(m[3], defined, spelt)))
+    if m := _COMBINED.fullmatch(name):
+        a,b = (feature_label(o, defined, spelt) for o in m.group(1, 3))
+        return ' '.join((a, dict(minus='minus', by='over')[m[2]], b))
     if m := re.fullmatch(r'(\w+?)_(ratio|diff)_(\w+)', name):
         a,b = (_signal_label(o, defined, spelt) for o in m.group(1, 3))
         return a + dict(ratio=' over ' if spelt else '/', diff=' minus ')[m[2]] + b
