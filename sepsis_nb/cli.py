@@ -415,6 +415,30 @@ def _demo(patients):
     from sepsis_nb.prove.demo import demo
     demo(load_settings(), patients)
 
+# %% ../nbs/06_cli.ipynb #ac6fae60
+@add_command(main, 'board', 'sepsis board')
+@click.option('--port', type=click.IntRange(0, 65_535), help='In place of the one in settings.ini; 0: any free one.')
+def _board(port):
+    "Serve the ward board: every bed by urgency, why it alerts, and who has seen it; until Ctrl-C."
+    from sepsis_nb.ward.board import start_board
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with suppress(KeyboardInterrupt), start_board(load_settings(), port) as board:
+        click.echo(f'Ward board on {board.url}; Ctrl-C ends it')
+        board.wait()
+
+@add_command(main, 'acks', 'sepsis acks --last "7 days" --patient p000017')
+@click.option('--patient', default='', help='Only of this patient.')
+@click.option('--last', default='', help='Only of this time before now, such as 12h or 30 days.')
+@click.option('-o', 'out', default='', help='File (.parquet or .csv); - for CSV on standard output; else a table.')
+def _acks(patient, last, out):
+    "Who answered which alert, when and why: the records of the acknowledgement topic."
+    from sepsis_nb.ward.acks import acks_frame
+    write = _table_writer(out) if out else None # a wrong name is refused before the work
+    t = acks_frame(patient, last, load_settings())
+    if write: return write(t)
+    if not len(t): return click.echo('No acknowledgements.')
+    click.echo('\n'.join(map(printable, t.to_string(index=False, na_rep='').splitlines())))
+
 # %% ../nbs/06_cli.ipynb #740c51ac
 @add_command(main, 'doctor', 'sepsis doctor')
 def _doctor():
