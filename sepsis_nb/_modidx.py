@@ -797,6 +797,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.model.stays.hour_balanced': ( 'model/stays.html#hour_balanced',
                                                                                 'sepsis_nb/model/stays.py'),
                                        'sepsis_nb.model.stays.load_stays': ('model/stays.html#load_stays', 'sepsis_nb/model/stays.py'),
+                                       'sepsis_nb.model.stays.memory_need': ('model/stays.html#memory_need', 'sepsis_nb/model/stays.py'),
                                        'sepsis_nb.model.stays.sample_weights': ( 'model/stays.html#sample_weights',
                                                                                  'sepsis_nb/model/stays.py'),
                                        'sepsis_nb.model.stays.signals_missing_at': ( 'model/stays.html#signals_missing_at',

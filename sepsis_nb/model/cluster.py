@@ -135,9 +135,9 @@ class Cluster:
     def __init__(self, address, client, own, shelf, tasks, distributed_booster=False):
         self.address,self.client,self.own,self.shelf,self.tasks = address, client, own, shelf, tasks
         self.distributed_booster = distributed_booster
-        self.workers = len(client.scheduler_info(n_workers=-1)['workers'])
         self.cost = dict(tasks=0, kept=0, wall_s=0., cpu_s=0., bytes=0)
         self._versions = json.dumps(own_versions()).encode()
+    workers = property(lambda self: len(self.client.scheduler_info(n_workers=-1)['workers']), doc='How many now')
     @property
     def dashboard(self):
         "Where to watch the workers; the live charts of Dask need bokeh"
@@ -151,7 +151,7 @@ class Cluster:
         known,waiting,calls = {}, deque(), iter(calls)
         try:
             while True:
-                while len(waiting) < 8*self.workers and (call := next(calls, None)):
+                while len(waiting) < 8*max(self.workers, 1) and (call := next(calls, None)):
                     waiting.append(self._submit(call, known))
                 if not waiting: return
                 yield self._result(*waiting.popleft())

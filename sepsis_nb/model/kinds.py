@@ -216,8 +216,9 @@ def _fit_lightgbm(model, rows, y, weight): # rows: from `fit_rows`
     if not isinstance(rows, Sequence): return model.fit(rows, y, sample_weight=weight)
     params = {k:v for k,v in model.get_params().items() if k not in ('class_weight', 'importance_type', 'n_estimators')}
     params |= dict(objective='binary', metric=['binary_logloss'])
-    booster = train(params, Dataset(rows, y, weight=weight, params=params), model.n_estimators)
-    return booster.free_dataset()
+    class Rows(Dataset): # of a `Sequence` it would not hear the seed, and which columns are too sparse to split
+        def get_params(self): return dict(self.params)
+    return train(params, Rows(rows, y, weight=weight, params=params), model.n_estimators).free_dataset()
 
 def fit_model(name, params, X, y, weight, seed=42): # X: (n, features); y: (n,) 0/1, NaN only where weight (n,) is 0
     "Classifier fitted to the rows with weight; with a single class in them, a `ConstantModel`"

@@ -130,8 +130,8 @@ def values(self:Cohort)->pd.Series:
 def draws(self:Cohort, n, seed, progress=lambda it, **kw: it, cluster=None)->pd.DataFrame: # As in `evaluate`
     "Metrics of `n` resamples of the patients, a row each, columns `METRICS`; NaN: nothing to count"
     if cluster: # each task draws the resamples before its own too, which costs little
-        parts = np.array_split(np.arange(n), min(n, 4*cluster.workers))
-        found = cluster.run([(_some_draws, (self, n, seed, p[0], p[-1]+1), {}) for p in parts], progress)
+        starts = range(0, n, 25)
+        found = cluster.run([(_some_draws, (self, n, seed, i, min(i+25, n)), {}) for i in starts], progress)
         return pd.DataFrame([o for of in found for o in of], columns=list(METRICS))
     each = progress(resamples(1+self.patient.max(), n, seed), total=n, desc='bootstrap')
     return pd.DataFrame([self(k[self.patient]) for k in each], columns=list(METRICS))
