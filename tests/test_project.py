@@ -11,7 +11,8 @@ MODULES = {p.relative_to(PKG).with_suffix('').as_posix().replace('/', '.'):p for
 FOLDERS = 'rows', 'model', 'report', 'stream', 'ward', 'prove'
 # folder, or room at the top, to what it may import of the others; the design's table
 BELOW = {'data', 'features', 'model', 'rows', 'settings', 'terminal'}
-MAY = dict(settings=set(), terminal=set(), rows={'settings'}, data={'rows'}, features={'data', 'rows', 'settings'},
+MAY = dict(settings=set(), terminal=set(), commands={'terminal'}, rows={'settings'}, data={'rows'},
+           features={'data', 'rows', 'settings'},
            model=BELOW, report=BELOW, stream=BELOW, producer={'data', 'rows', 'settings', 'stream', 'terminal'},
            ward=BELOW | {'stream'}, worker=BELOW | {'stream', 'ward'}, train=BELOW | {'report'})
 _FAUST = 'stream.transport', 'stream.delivery', 'stream.kafka', 'worker', 'prove'

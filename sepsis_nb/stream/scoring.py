@@ -10,7 +10,7 @@ __all__ = ['MAX_ID', 'MOST_REASON', 'check_message', 'dead_letter', 'range_lette
 import numpy as np, orjson
 from collections import Counter
 from dataclasses import dataclass, field
-from .. import __version__
+from importlib import import_module
 from ..data import parse
 from ..model.contract import spec_hash
 from ..model.scorer import Beds, Scorer
@@ -66,7 +66,7 @@ def alert_terms(scorer:Scorer)->dict:
     "What an alert says of the rule and the versions by which it came about"
     p = scorer.policy
     policy = {'threshold':p.alert_threshold, 'clears_below':p.clear_threshold, 'refractory_h':p.refractory_h}
-    return {'policy':policy, 'spec':spec_hash(scorer.spec), 'package':__version__}
+    return {'policy':policy, 'spec':spec_hash(scorer.spec), 'package':import_module('sepsis_nb').__version__}
 
 def output_message(m, patient_id:str, p, scorer:Scorer, alert:bool, indeterminate:bool, reasons:list, more=None)->bytes:
     """JSON for the output topic: Kafka's message `m`, its (2,) probabilities `p`, and remarks on its quality; `more`:
