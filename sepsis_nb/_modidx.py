@@ -2655,6 +2655,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'sepsis_nb.ward.board.RunningBoard': ('ward/board.html#runningboard', 'sepsis_nb/ward/board.py'),
                                       'sepsis_nb.ward.board.RunningBoard.__init__': ( 'ward/board.html#runningboard.__init__',
                                                                                       'sepsis_nb/ward/board.py'),
+                                      'sepsis_nb.ward.board.RunningBoard.stop': ( 'ward/board.html#runningboard.stop',
+                                                                                  'sepsis_nb/ward/board.py'),
                                       'sepsis_nb.ward.board.RunningBoard.wait': ( 'ward/board.html#runningboard.wait',
                                                                                   'sepsis_nb/ward/board.py'),
                                       'sepsis_nb.ward.board.Site': ('ward/board.html#site', 'sepsis_nb/ward/board.py'),

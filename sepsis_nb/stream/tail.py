@@ -91,8 +91,8 @@ def _poll(self:Tail, c):
         self._ask(c)
         yield out
 
-# %% ../../nbs/stream/34_tail.ipynb #45815172
-_ASK_S = 2. # s between two looks at the worker
+# %% ../../nbs/stream/34_tail.ipynb #34bad58b
+_ASK_S = 1. # s between two looks at the worker
 @patch
 def _ask(self:Tail, c):
     "Renew `keeping` and `away` if it is time; `KafkaError` or `ConnectionError`: no answer"

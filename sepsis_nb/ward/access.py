@@ -102,13 +102,13 @@ def refusal(self:Access, method:str, path:str, head:dict, cookie:str|None)->tupl
     if not token or not hmac.compare_digest(head.get('x-csrf-token', '').encode(), token.encode()):
         return 403, 'not from a page of this board, or its session is over; load the page again'
 
-# %% ../../nbs/ward/23_access.ipynb #8e31fecd
+# %% ../../nbs/ward/23_access.ipynb #2761eb64
 def answer_headers(config:BoardConfig, static:bool=False)->dict: # static: of a file of the package
     "Headers of every answer"
     policy = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
               "form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
     secure = {'strict-transport-security':'max-age=31536000'} if config.address else {}
     return secure | {'content-security-policy':policy, 'x-content-type-options':'nosniff', 'x-frame-options':'DENY',
-        'referrer-policy':'no-referrer', 'cross-origin-opener-policy':'same-origin',
+        'referrer-policy':'same-origin', 'cross-origin-opener-policy':'same-origin',
         'cross-origin-resource-policy':'same-origin', 'permissions-policy':'camera=(), microphone=(), geolocation=()',
         'cache-control':'no-cache' if static else 'no-store'}

@@ -184,8 +184,8 @@ def take_alert(self:Bed, at:int, row:ScoredRecord, hour:float): # as for `take_r
         self._keep_alert(a)
     a.clears,a.explanation = row.clears, row.explanation
 
-# %% ../../nbs/ward/20_beds.ipynb #1fce6b14
-STATES = {'alert':'ALERT', 'missed':'Alert not seen', 'acknowledged':'Seen, risk still high', 'snoozed':'Snoozed',
+# %% ../../nbs/ward/20_beds.ipynb #c1b1caa3
+STATES = {'alert':'ALERT', 'missed':'Alert not seen', 'acknowledged':'Seen, still high', 'snoozed':'Snoozed',
           'above':'Above threshold', 'indeterminate':'Indeterminate', 'below':'Below threshold'} # most urgent first
 RANKS = {o:n for n,o in enumerate(STATES)}
 @patch
@@ -256,7 +256,7 @@ class Ward:
         self.changed.discard(bed.patient_id)
         self.gone.add(bed.patient_id)
 
-# %% ../../nbs/ward/20_beds.ipynb #1e942c7e
+# %% ../../nbs/ward/20_beds.ipynb #8582539d
 _PLACES = 'unit', 'ward', 'care_unit' # keys of a message that may name the unit of a hospital
 @patch
 def _signals(self:Ward, original):
@@ -269,6 +269,7 @@ def _signals(self:Ward, original):
         return np.nan, {}, told
     found = clean([row.values], self.signals)[0][0]
     values = {s.name:float(v) for s,v in zip(self.signals, found) if v == v}
+    if values.get('Pulse') == values.get('HR'): values.pop('Pulse', None) # the heart rate, which stands in for it
     flags = [SIGNALS[n].label for n in ('Unit1', 'Unit2') if values.get(n) == 1]
     return row.time, values, told or (flags[0] if flags else '')
 

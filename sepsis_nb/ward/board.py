@@ -307,14 +307,19 @@ def board_app(site:Site, server=None):
               Route('/sign-in', site.sign_in, methods=['GET', 'POST'])]
     return Guard(Starlette(routes=routes, lifespan=running), site.access)
 
-# %% ../../nbs/ward/24_board.ipynb #44c92e4a
+# %% ../../nbs/ward/24_board.ipynb #0bbcbd3a
 class RunningBoard:
     "A board that serves: its `url`, and its `live` ward"
-    def __init__(self, url, live, thread): self.url,self.live,self.thread = url, live, thread
+    def __init__(self, url, port, live, hub, server, thread):
+        self.url,self.port,self.live,self.hub,self.server,self.thread = url, port, live, hub, server, thread
     def wait(self):
         "Returns when the board ends; raises what ended it"
         while self.thread.is_alive(): self.thread.join(.5)
         if self.live.failure: raise self.live.failure
+    def stop(self):
+        self.hub.stopped = self.server.should_exit = True
+        if self.thread.ident: self.thread.join(10)
+        self.live.stop()
 
 def _bind(config):
     family = socket.AF_INET6 if ':' in config.host else socket.AF_INET
@@ -338,13 +343,13 @@ def start_board(settings:Settings, port:int|None=None): # port: in place of that
         server.config.app = board_app(site, server)
         thread = threading.Thread(target=server.run, args=([s],), daemon=True, name='board')
         host = f'[{config.host}]' if ':' in config.host else config.host
+        url = config.address or f'http://{host}:{port}'
+        board = RunningBoard(url, port, live, site.hub, server, thread)
         try:
             live.start()
             thread.start()
             while thread.is_alive() and not server.started: time.sleep(.02)
-            yield RunningBoard(config.address or f'http://{host}:{port}', live, thread)
+            yield board
         finally:
-            site.hub.stopped = server.should_exit = True
-            if thread.ident: thread.join(10)
-            live.stop()
+            board.stop()
             sender.close()

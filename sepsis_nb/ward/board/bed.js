@@ -6,49 +6,56 @@
   let view = null, plots = [], shape = '', waiting = false, again = false, opened = new Set(), last = '';
 
   const hourText = h => view.dated ? time(h * 3.6e6) : `hour ${Math.round(h * 10) / 10}`;
-  const axisX = () => ({ stroke: () => css('--soft'), grid: { stroke: () => css('--line'), width: 1 }, ticks: { show: false }, size: 28,
-    values: (u, ticks) => ticks.map(v => view.dated ? new Date(v * 3.6e6).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' }) : v) });
+  const STEPS = [1 / 60, 5 / 60, .25, .5, 1, 2, 3, 6, 12, 24, 48, 96, 192, 384];
+  const axisX = named => ({ stroke: () => css('--soft'), grid: { stroke: () => css('--line'), width: 1 }, ticks: { show: false }, incrs: STEPS, space: 60,
+    size: named ? 24 : 6, values: (u, ticks) => ticks.map(v => !named ? '' : view.dated ? time(v * 3.6e6) : `${Math.round(v * 100) / 100} h`) });
   const axisY = () => ({ stroke: () => css('--soft'), grid: { stroke: () => css('--line'), width: 1 }, ticks: { show: false }, size: 46, space: 22 });
   const line = (label, colour, more) => ({ label, stroke: () => css(colour), width: 1.8, points: { size: 4, show: true }, spanGaps: false,
     value: (u, v) => v === null ? '–' : number(v), ...more });
-  function marks(u) { // a vertical line and a number for each alert
+  function marks(u) { // the thresholds, and a vertical line and a number for each alert
     const c = u.ctx, r = devicePixelRatio;
-    c.save(); c.strokeStyle = c.fillStyle = css('--threshold'); c.lineWidth = 1.5 * r; c.setLineDash([5 * r, 4 * r]); c.font = `${11 * r}px sans-serif`;
+    c.save(); c.strokeStyle = c.fillStyle = css('--threshold'); c.lineWidth = 1.4 * r; c.font = `${11 * r}px sans-serif`;
+    if (u.isRisk) for (const [p, dash] of [[view.threshold, [8, 5]], [clears(), [2, 4]]]) {
+      if (p === null) continue;
+      const y = u.valToPos(100 * p, 'y', true);
+      c.setLineDash(dash.map(o => o * r)); c.beginPath(); c.moveTo(u.bbox.left, y); c.lineTo(u.bbox.left + u.bbox.width, y); c.stroke();
+    }
+    c.setLineDash([4 * r, 3 * r]);
     view.alerts.forEach((a, i) => {
       const x = u.valToPos(a.hour, 'x', true);
       if (x < u.bbox.left - 1 || x > u.bbox.left + u.bbox.width + 1) return;
       c.beginPath(); c.moveTo(x, u.bbox.top); c.lineTo(x, u.bbox.top + u.bbox.height); c.stroke();
-      if (u.isRisk) c.fillText(`▲${view.alerts.length - i}`, Math.min(x + 3 * r, u.bbox.left + u.bbox.width - 22 * r), u.bbox.top + 11 * r);
+      if (u.isRisk) c.fillText(`▲${view.alerts.length - i}`, Math.max(x - 24 * r, u.bbox.left), u.bbox.top + 11 * r);
     });
     c.restore();
   }
+  const clears = () => view.alerts.find(a => a.clears !== null)?.clears ?? null;
   const GROUPS = [['HR', 'Pulse'], ['Resp'], ['SBP', 'MAP', 'DBP'], ['O2Sat'], ['Temp']];
   const COLOURS = ['--risk', '--missed', '--soft'], DASHES = [[], [6, 4], [2, 3]];
   function build(width) {
     $('plots').replaceChildren(); plots = [];
-    const sync = uPlot.sync('bed'), xs = { time: false };
-    function add(title, series, height, scale, hooks) {
+    const sync = uPlot.sync('bed'), xs = { time: false, range: (u, lo, hi) => lo === null ? [0, 1] : [lo - Math.max(0, .5 - (hi - lo)) , hi + Math.max(.015 * (hi - lo), .5 - (hi - lo))] };
+    const rest = u => { if (u.cursor.idx == null && u.data[0].length) u.setLegend({ idx: u.data[0].length - 1 }, false); };
+    function add(title, series, height, scale, named) {
       const box = el('div', { class: 'plot', role: 'img', 'aria-label': `${title}, a plot over the stay; numbers stand in the tables below` }, el('h3', {}, title));
       $('plots').append(box);
-      const u = new uPlot({ width, height, cursor: { sync: { key: sync.key }, y: false, drag: { x: true, y: false } }, scales: { x: xs, y: scale }, hooks,
-        series: [{ label: 'Time', value: (u, v) => v === null ? '–' : hourText(v) }, ...series], axes: [axisX(), axisY()], padding: [6, 12, 0, 0] }, [[]], box);
+      const u = new uPlot({ width, height, cursor: { sync: { key: sync.key }, y: false, drag: { x: true, y: false } }, scales: { x: xs, y: scale },
+        hooks: { draw: [marks], setCursor: [rest], setData: [rest] },
+        series: [{ label: 'Time', value: (u, v) => v === null ? '–' : hourText(v) }, ...series], axes: [axisX(named), axisY()], padding: [6, 12, 0, 0] }, [[]], box);
       plots.push(u);
       return u;
     }
-    const risk = add('Risk, with the alert threshold (dashed), the clear threshold (dotted) and alerts (▲)', [
-      line('Risk %', '--risk', { width: 2.2 }), line('Alerts at %', '--threshold', { dash: [7, 5], width: 1.4, points: { show: false } }),
-      line('Clears below %', '--threshold', { dash: [2, 4], width: 1.4, points: { show: false } })], 210, { range: (u, lo, hi) => [0, Math.max(5, hi * 1.12)] }, { draw: [marks] });
+    const risk = add('Risk in %, with alerts (▲), the alert threshold (dashed) and the clear threshold (dotted)', [line('Risk %', '--risk', { width: 2.2 })], 190,
+      { range: (u, lo, hi) => [0, Math.max(1, 150 * (view.threshold ?? 0), 1.12 * (hi ?? 0))] }, true);
     risk.isRisk = true;
-    risk.fill = () => {
-      const clears = view.alerts.find(a => a.clears !== null)?.clears ?? null, all = v => view.hours.map(() => v === null ? null : 100 * v);
-      return [view.hours, view.risks.map(p => p === null ? null : 100 * p), all(view.threshold), all(clears)];
-    };
-    for (const names of GROUPS) {
+    risk.fill = () => [view.hours, view.risks.map(p => p === null ? null : 100 * p)];
+    const there = GROUPS.filter(names => view.plots.some(p => names.includes(p.name)));
+    for (const names of there) {
       const found = view.plots.filter(p => names.includes(p.name));
-      if (!found.length) continue;
       const title = found.map((p, i) => p.label + (found.length > 1 ? [' (solid)', ' (dashed)', ' (dotted)'][i] : '')).join(', ');
       const u = add(`${title[0].toUpperCase()}${title.slice(1)}, ${found[0].unit}`,
-        found.map((p, i) => line(p.name, COLOURS[i], { dash: DASHES[i], spanGaps: true })), 112, { range: (u, lo, hi) => lo === null ? [0, 1] : [lo - (hi - lo || 2) * .12, hi + (hi - lo || 2) * .12] }, { draw: [marks] });
+        found.map((p, i) => line(p.name, COLOURS[i], { dash: DASHES[i], spanGaps: true })), names === there.at(-1) ? 124 : 106,
+        { range: (u, lo, hi) => lo === null ? [0, 1] : [lo - (hi - lo || 4) * .15, hi + (hi - lo || 4) * .15] }, names === there.at(-1));
       u.fill = () => [view.hours, ...found.map(f => view.plots.find(p => p.name === f.name).values)];
     }
   }
@@ -86,7 +93,8 @@
     if (!boxes.length) boxes.push(el('p', { class: 'note' }, 'No alert in the hours that the board has read.'));
     if (more.length) boxes.push(el('details', { open: Boolean(old && old.open) }, el('summary', {}, `${more.length} earlier`), ...more));
     $('alerts').replaceChildren(...boxes);
-    const rows = view.last.map(o => el('tr', {}, el('th', { scope: 'row' }, o.label), el('td', { class: 'n' }, number(o.value)), el('td', {}, o.unit === '0/1' ? '' : o.unit),
+    const rows = view.last.map(o => el('tr', {}, el('th', { scope: 'row' }, o.name === 'Gender' ? 'sex' : o.label),
+      el('td', { class: 'n' }, o.name === 'Gender' ? (o.value === 1 ? 'male' : 'female') : number(o.value, 100)), el('td', {}, ['0/1', '1'].includes(o.unit) ? '' : o.unit),
       el('td', { class: 'age', 'data-age': o.age }, '')));
     $('last').replaceChildren(rows.length ? el('table', {}, el('thead', {}, el('tr', {}, ...['Signal', 'Value', 'Unit', 'Age'].map((t, i) => el('th', { scope: 'col', class: i === 1 ? 'n' : null }, t)))), el('tbody', {}, ...rows))
       : el('p', { class: 'note' }, 'The rows carry no signal that the board knows.'));

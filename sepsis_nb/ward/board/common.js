@@ -1,6 +1,6 @@
 // What both pages share: small helpers, the connection, the banner, the dialog in which an alert is answered.
 'use strict';
-const STATES = { alert: ['▲', 'ALERT'], missed: ['◆', 'Alert not seen'], acknowledged: ['✓', 'Seen, risk still high'],
+const STATES = { alert: ['▲', 'ALERT'], missed: ['◆', 'Alert not seen'], acknowledged: ['✓', 'Seen, still high'],
   snoozed: ['◔', 'Snoozed'], above: ['△', 'Above threshold'], indeterminate: ['?', 'Indeterminate'], below: ['·', 'Below threshold'] };
 const $ = id => document.getElementById(id);
 function el(tag, attrs, ...kids) {
@@ -22,11 +22,11 @@ function age(ms) {
 }
 const sameDay = (a, b) => new Date(a).toDateString() === new Date(b).toDateString();
 function time(ms) {
-  const t = new Date(ms).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' });
+  const t = new Date(ms).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' });
   return sameDay(ms, now()) ? t : `${new Date(ms).toLocaleDateString([], { month: 'short', day: 'numeric' })} ${t}`;
 }
 const percent = p => p === null ? '–' : `${(100 * p).toFixed(p < .0995 ? 1 : 0)} %`;
-const number = v => v === null ? '–' : String(Math.round(v * 10) / 10);
+const number = (v, scale = 10) => v === null ? '–' : String(Math.round(v * scale) / scale);
 function answerText(k) {
   const until = k.kind === 'snooze' ? ` until ${time(k.until)}` : '';
   return `${k.kind === 'snooze' ? 'Snoozed' : 'Acknowledged'}${until} by ${k.by}, ${time(k.time)}: ${k.reason}`;
@@ -47,7 +47,7 @@ function banner() {
   document.body.classList.toggle('stale', Boolean(link.lost !== null || s.stale));
   $('banner').hidden = !lines.length;
   put($('banner'), lines.join(' '));
-  put($('clock'), new Date(now()).toLocaleString([], { dateStyle: 'medium', timeStyle: 'medium' }));
+  put($('clock'), new Date(now()).toLocaleString([], { month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit', second: '2-digit', hourCycle: 'h23' }));
 }
 const isStale = () => document.body.classList.contains('stale');
 function connect(url, on) {
@@ -85,6 +85,12 @@ function connect(url, on) {
   }, 1000);
 }
 
+function post(path, body) {
+  const csrf = document.querySelector('meta[name=board]').dataset.csrf;
+  return fetch(path, { method: 'POST', body: JSON.stringify(body), headers: { 'Content-Type': 'application/json', 'X-CSRF-Token': csrf } });
+}
+$('sign-out')?.addEventListener('click', async () => { await post('/sign-out', {}); location.assign('/sign-in'); });
+
 // Answer an alert
 const dialog = $('answer'), form = $('answer-form');
 let asked = null;
@@ -106,9 +112,7 @@ form.addEventListener('submit', async e => {
   button.disabled = true;
   put($('answer-error'), '');
   try {
-    const csrf = document.querySelector('meta[name=board]').dataset.csrf;
-    const r = await fetch('/answer', { method: 'POST', body: JSON.stringify(body),
-      headers: { 'Content-Type': 'application/json', 'X-CSRF-Token': csrf } });
+    const r = await post('/answer', body);
     if (r.ok) dialog.close();
     else put($('answer-error'), `Not sent: ${(await r.text()).slice(0, 300)}`);
   } catch { put($('answer-error'), 'Not sent: the board does not answer. Try again when it does.'); }
@@ -127,7 +131,8 @@ function draw(svg, course, threshold) {
   if (part.length) parts.push(part);
   const lines = parts.map(p => {
     const e = document.createElementNS(SVG, 'polyline');
-    e.setAttribute('points', p.length > 1 ? p.join(' ') : `${p[0]} ${(parseFloat(p[0]) + 1.5).toFixed(1)},${p[0].split(',')[1]}`);
+    const [x, y] = p[0].split(',').map(Number); // a single point is a short dash
+    e.setAttribute('points', p.length > 1 ? p.join(' ') : `${Math.max(0, x - 2)},${y} ${Math.min(100, x + 2)},${y}`);
     return e;
   });
   const t = document.createElementNS(SVG, 'line');

@@ -52,13 +52,13 @@
     const t = now(), a = l.alert, past = t - l.at, old = l.quiet || isStale();
     put(r.risk, l.risk === null ? '–' : `${old ? 'was ' : ''}${percent(l.risk)}`);
     const since = l.state === 'snoozed' ? `until ${time(a.answer.until)}, ${a.answer.by}` : l.state === 'acknowledged' ? `${a.answer.by}, ${time(a.answer.time)}`
-      : l.state === 'missed' ? `at ${time(a.at)}, risk has fallen` : l.state === 'alert' ? `${a.answer ? 'snooze ended' : age(t - a.at)}, since ${time(a.at)}` : '';
+      : l.state === 'missed' ? `${time(a.at)}; risk fell` : l.state === 'alert' ? `${a.answer ? 'snooze ended' : age(t - a.at)}, since ${time(a.at)}` : '';
     put(r.since, since);
     put(r.last, l.at ? `${age(past)} ago${old ? ', not current' : ''}` : 'none yet');
     l.vitals.forEach((v, i) => {
       put(r.vitals[i].value, v ? number(v[0]) : '–');
       const h = v ? v[1] * 3.6e6 + past : 0;
-      put(r.vitals[i].age, v && h >= 60000 ? age(h) : '');
+      put(r.vitals[i].age, v && v[1] > 1 / 12 ? age(h) : ''); // as old as the row itself: that stands beside it
     });
   }
   function plan() {
