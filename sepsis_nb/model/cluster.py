@@ -7,7 +7,7 @@ __all__ = ['FILE_BYTES', 'ANSWER_S', 'log', 'ClusterError', 'own_versions', 'che
            'close_cluster', 'fold_part']
 
 # %% ../../nbs/model/72_cluster.ipynb #e9f662f1
-import cloudpickle, io, json, logging, numpy as np, os, pickle, platform, time
+import cloudpickle, io, json, logging, numpy as np, os, pickle, platform, time, weakref
 from collections import deque
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -34,15 +34,16 @@ def _restored(state):
 
 class _Pickler(cloudpickle.Pickler):
     "Writes large arrays to a shelf, and leaves out what no task needs"
-    def __init__(self, file, shelf, known): # known: of arrays that are written, by id; keeps them alive
+    def __init__(self, file, shelf, known): # known: arrays that are written, by id, for as long as they live
         super().__init__(file, protocol=5)
         self.shelf,self.known = shelf, known
     def _kept(self, x):
-        if id(x) not in self.known:
+        ref,name = self.known.get(id(x), (lambda: None, ''))
+        if ref() is not x:
             name = f'array-{_array_digest(x)}.npy'
             if not self.shelf.exists(name): save_array(self.shelf, name, x)
-            self.known[id(x)] = name, x
-        return load_array, (self.shelf, self.known[id(x)][0])
+            self.known[id(x)] = weakref.ref(x), name
+        return load_array, (self.shelf, name)
     def reducer_override(self, o):
         if isinstance(o, np.ndarray) and o.nbytes >= FILE_BYTES and not o.dtype.hasobject: return self._kept(o)
         if isinstance(o, Stays):
