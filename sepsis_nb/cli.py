@@ -388,10 +388,11 @@ def _simulate(folder, seed):
 
 @add_command(main, 'demo', 'sepsis demo --patients 50')
 @click.option('--patients', type=click.IntRange(1, 400), default=200, show_default=True, help='Held-out patients.')
-def _demo(patients):
+@click.option('--board', is_flag=True, help='Then keep the line running with the ward board, until Ctrl-C.')
+def _demo(patients, board):
     "The whole pipeline on real patients: broker, training, worker, stream, check, report."
     from sepsis_nb.prove.demo import demo
-    demo(load_settings(), patients)
+    demo(load_settings(), patients, board=board)
 
 # %% ../nbs/06_cli.ipynb #ac6fae60
 @add_command(main, 'board', 'sepsis board')
