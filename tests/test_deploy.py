@@ -185,3 +185,16 @@ def test_no_secret_can_be_committed():
 @pytest.mark.parametrize('name', ['compose.yml', 'Dockerfile'])
 def test_the_files_say_that_they_were_not_run(name):
     assert 'No container engine was at hand' in (DEPLOY/name).read_text()
+
+def test_the_runbook_names_what_there_is():
+    "Its commands, the tests that it points to, and what it must answer; the page itself runs the commands"
+    cells = json.loads((ROOT/'nbs/runbook.ipynb').read_text())['cells']
+    text = '\n'.join(''.join(c['source']) for c in cells)
+    named = set(re.findall(r'(?<![\w/-])sepsis ([a-z]+)', text))
+    assert {'doctor', 'forget', 'redrive', 'topics', 'broker', 'forward'} <= named <= set(main.commands), named
+    pointed = re.findall(r'tests/(\w+\.py)(?:::(\w+))?', text)
+    for file,test in pointed: assert f'def {test}' in (ROOT/'tests'/file).read_text(), (file, test)
+    wanted = ('Start', 'Stop', 'Upgrade', 'Roll back', 'The model is bad', 'The broker is lost', 'A disk is full',
+              "Remove a patient's data", 'A certificate ends')
+    assert not {o for o in wanted if f'## {o}\n' not in text}
+    for u in re.findall(r'sepsis-[a-z]+(?=@| )', text): assert any(p.name.startswith(u) for p in UNITS), u
