@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['log', 'Keeping', 'KeepsUp', 'Tail', 'RecordSender']
 
-# %% ../../nbs/stream/34_tail.ipynb #cafec5ce
+# %% ../../nbs/stream/34_tail.ipynb #4022f033
 import logging, time
 from contextlib import closing, suppress
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import AuthorizationError, GroupIdNotFoundError, KafkaError
+from kafka.errors import (AuthorizationError, CoordinatorLoadInProgressError, CoordinatorNotAvailableError,
+    GroupIdNotFoundError, KafkaError, NotCoordinatorError)
 from fastcore.basics import patch
 from threading import Lock
 from typing import NamedTuple
@@ -91,8 +92,9 @@ def _poll(self:Tail, c):
         self._ask(c)
         yield out
 
-# %% ../../nbs/stream/34_tail.ipynb #34bad58b
+# %% ../../nbs/stream/34_tail.ipynb #d25d94bb
 _ASK_S = 1. # s between two looks at the worker
+_LATER = CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError
 @patch
 def _ask(self:Tail, c):
     "Renew `keeping` and `away` if it is time; `KafkaError` or `ConnectionError`: no answer"
@@ -104,6 +106,7 @@ def _ask(self:Tail, c):
     try: done = self._admin.list_group_offsets(s.worker.app_id)[s.worker.app_id]
     except AuthorizationError: tps = done = {}
     except GroupIdNotFoundError: done = {} # no worker so far
+    except _LATER: self.away = None; return # a cluster's first group has no coordinator for a moment
     committed = {tp:max(first[tp], done[tp].offset if tp in done else 0) for tp in tps}
     found = self._keeps.update(now, {tp.partition:(ends[tp], o) for tp,o in committed.items()})
     self.keeping,self.away = found if tps else Keeping(0, 0., False), None
