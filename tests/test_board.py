@@ -287,7 +287,7 @@ def test_a_thousand_beds(ward, board, browser):
     ward.out.producer.flush()
     with opened(browser, board.url) as page:
         expect(page.locator('#count')).to_contain_text('beds')
-        page.wait_for_function('document.querySelectorAll("#rows .row").length >= 1000')
+        page.locator('#rows .row').nth(999).wait_for(state='attached')
         page.locator('#find').fill('q0777')
         expect(page.locator('#count')).to_contain_text('1 of 1')
         began = time.monotonic()

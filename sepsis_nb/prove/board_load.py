@@ -68,7 +68,7 @@ def board_process(env:dict, folder:Path):
             p.terminate()
             p.wait(20)
 
-# %% ../../nbs/prove/42_board_load.ipynb #b18f6146
+# %% ../../nbs/prove/42_board_load.ipynb #2bf36ee0
 CHROMIUM = '/usr/bin/chromium'
 @contextmanager
 def open_page(url:str):
@@ -92,7 +92,7 @@ def board_load(line:Line, beds:int, seconds:float, warm_s:float=10., every_s:flo
     with board_process(line.env, line.folder) as (url, server), open_page(url) as (page, chromium):
         sender = subprocess.Popen([sys.executable, '-c', code], env=line.env)
         try:
-            page.wait_for_function(f'document.querySelectorAll("#rows .row").length >= {beds}', timeout=120_000)
+            page.locator('#rows .row').nth(beds-1).wait_for(state='attached', timeout=120_000)
             page.wait_for_timeout(1000*warm_s)
             page.evaluate(OBSERVE)
             rows,end = [], time.monotonic()+seconds
