@@ -150,8 +150,8 @@ def plan_growth(settings:Settings, partitions:int, progress:bool=False)->Moves:
 
 # %% ../../nbs/stream/52_grow.ipynb #f0ab716a
 def _grow_topics(admin, names, n):
-    "Give topics `n` partitions, and return when they have them"
-    def short(): return [t['name'] for t in admin.describe_topics(names) if len(t['partitions']) < n]
+    "Give the topics that there are `n` partitions, and return when they have them"
+    def short(): return [t['name'] for t in admin.describe_topics(names) if 0 < len(t['partitions']) < n]
     if few := short(): admin.create_partitions(dict.fromkeys(few, n))
     while short(): time.sleep(.1)
 
@@ -181,7 +181,7 @@ def _begin(settings, admin, growth, topic, missing): # topic: of the input; miss
     new = [Progress(was, min(done.get(p, first[p]), ends[p])) for p in missing]
     _send(settings, [(p, PROGRESS_KEY, o.pack()) for p,o in zip(missing, new)])
     _send(settings, [(growth.home, GROWTH_KEY, growth.pack())])
-    for names in (t.output, t.alerts, t.dead_letter), (t.input,): _grow_topics(admin, names, growth.partitions)
+    for names in (t.output, t.alerts, t.dead_letter, t.acks), (t.input,): _grow_topics(admin, names, growth.partitions)
 
 # %% ../../nbs/stream/52_grow.ipynb #27a63c4a
 def _last_rows(settings, admin, growth, progress):

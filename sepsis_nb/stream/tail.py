@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['log', 'Keeping', 'KeepsUp', 'Tail', 'RecordSender']
 
-# %% ../../nbs/stream/34_tail.ipynb #cafec5ce
+# %% ../../nbs/stream/34_tail.ipynb #5307f09b
 import logging, time
+from collections import Counter
 from contextlib import closing, suppress
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import AuthorizationError, GroupIdNotFoundError, KafkaError
+from kafka.errors import (AuthorizationError, CoordinatorLoadInProgressError, CoordinatorNotAvailableError,
+    GroupIdNotFoundError, KafkaError, NotCoordinatorError)
 from fastcore.basics import patch
 from threading import Lock
 from typing import NamedTuple
@@ -35,7 +37,7 @@ class KeepsUp:
         waiting = sum(max(0, end-committed) for end,committed in found.values())
         return Keeping(waiting, max((now-t for _,t in self.since.values()), default=0.))
 
-# %% ../../nbs/stream/34_tail.ipynb #4e435dca
+# %% ../../nbs/stream/34_tail.ipynb #8eac6c76
 log = logging.getLogger(__name__)
 class Tail:
     "The records of some topics from `hours` ago on, and the worker's `keeping`"
@@ -46,7 +48,8 @@ class Tail:
         self._keeps,self._asked,self._admin = KeepsUp(), 0., None
     def _open(self):
         "A consumer at the places that were reached; `LookupError` names a topic that does not exist"
-        c = open_consumer(self.settings.kafka, allow_auto_create_topics=False, request_timeout_ms=6000)
+        c = open_consumer(self.settings.kafka, allow_auto_create_topics=False, request_timeout_ms=6000,
+                          auto_offset_reset='earliest', metadata_max_age_ms=3000)
         try:
             tps = []
             for t in self.topics:
@@ -66,15 +69,15 @@ class Tail:
         if not self._ends: self._ends = ends
         for tp in tps: c.seek(tp, min(self._places[tp], ends[tp])) # fewer if the topic was made again
 
-# %% ../../nbs/stream/34_tail.ipynb #46617e20
+# %% ../../nbs/stream/34_tail.ipynb #9ff75a61
 @patch
 def batches(self:Tail):
     "Yields lists of (topic, record) until `stopped`; an empty one at least five times a second"
     while not self.stopped:
         try:
             with closing(self._open()) as c: yield from self._poll(c)
-        except (KafkaError, ConnectionError) as e:
-            if getattr(e, 'exit_with', None): raise
+        except (KafkaError, ConnectionError, LookupError) as e: # one that has just started may not know its topics yet
+            if hasattr(e, 'exit_with') or isinstance(e, LookupError) and not self._ends: raise
             if self.away is None: log.warning('no Kafka: %s', e)
             self.away = self.away or time.time()
             yield []
@@ -90,20 +93,26 @@ def _poll(self:Tail, c):
         if not self.caught_up: self.caught_up = all(c.position(tp) >= end for tp,end in self._ends.items())
         self._ask(c)
         yield out
+        known = Counter(tp.topic for tp in self._places)
+        if any(len(c.partitions_for_topic(t) or ()) > known[t] for t in self.topics):
+            return # a topic has grown: open it again, to read the new partitions, too
 
-# %% ../../nbs/stream/34_tail.ipynb #34bad58b
+# %% ../../nbs/stream/34_tail.ipynb #6ebc698e
 _ASK_S = 1. # s between two looks at the worker
+_LATER = CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError
 @patch
 def _ask(self:Tail, c):
     "Renew `keeping` and `away` if it is time; `KafkaError` or `ConnectionError`: no answer"
     if (now := time.monotonic())-self._asked < _ASK_S: return
     s,self._asked = self.settings, now
-    tps = [TopicPartition(s.topics.input, p) for p in c.partitions_for_topic(s.topics.input) or ()]
-    ends,first = c.end_offsets(tps), c.beginning_offsets(tps)
     self._admin = self._admin or admin_client(s.kafka, 1.)
+    found, = self._admin.describe_topics([s.topics.input]) # a consumer knows those of an earlier moment
+    tps = [TopicPartition(s.topics.input, p['partition_index']) for p in found['partitions']]
+    ends,first = c.end_offsets(tps), c.beginning_offsets(tps)
     try: done = self._admin.list_group_offsets(s.worker.app_id)[s.worker.app_id]
     except AuthorizationError: tps = done = {}
     except GroupIdNotFoundError: done = {} # no worker so far
+    except _LATER: self.away = None; return # a cluster's first group has no coordinator for a moment
     committed = {tp:max(first[tp], done[tp].offset if tp in done else 0) for tp in tps}
     found = self._keeps.update(now, {tp.partition:(ends[tp], o) for tp,o in committed.items()})
     self.keeping,self.away = found if tps else Keeping(0, 0., False), None

@@ -215,7 +215,7 @@ def urgency(self:Bed, now:int, quiet_ms:float)->tuple: # quiet_ms: without a row
     risk = 0. if self.indeterminate or np.isnan(self.risk) else -round(self.risk*20)/20
     return rank+len(RANKS)*(quiet and rank > RANKS['snoozed']), risk, self.patient_id
 
-# %% ../../nbs/ward/20_beds.ipynb #040b33c1
+# %% ../../nbs/ward/20_beds.ipynb #6a83e217
 log = logging.getLogger(__name__)
 MOST_BEDS = 5000
 class Ward:
@@ -242,7 +242,9 @@ class Ward:
         self.changed.add(bed.patient_id)
     def bed(self, id:str)->Bed:
         if id not in self.beds:
-            if len(self.beds) >= MOST_BEDS: self._take_off(min(self.beds.values(), key=lambda o: o.seen_at))
+            if len(self.beds) >= MOST_BEDS:
+                self.counts['too many'] += 1
+                self._take_off(min(self.beds.values(), key=lambda o: o.seen_at))
             self.beds[id] = Bed(id)
         return self.beds[id]
     def _take_ack(self, ack):

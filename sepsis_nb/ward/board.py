@@ -57,12 +57,12 @@ class LiveWard:
         self.tail.stopped = True
         self.thread.join(10)
 
-# %% ../../nbs/ward/24_board.ipynb #de013ca0
+# %% ../../nbs/ward/24_board.ipynb #f5c0d671
 @patch
 def status(self:LiveWard, now:int)->dict: # now: Unix ms
     "Whether what is shown is current; `stale` is empty, or reading, away or silent, `since` Unix ms"
     t,out = self.tail, dict(now=now, stale='', since=now, waiting=self.tail.keeping.waiting)
-    out['unreadable'] = self.ward.counts['unreadable']
+    out |= dict(unreadable=self.ward.counts['unreadable'], full=self.ward.counts['too many'])
     if t.away: return out | dict(stale='away', since=int(t.away*1000))
     if not t.caught_up: return out | dict(stale='reading')
     if t.keeping.silent_s >= self.settings.board.silent_s:

@@ -21,11 +21,12 @@
       c.setLineDash(dash.map(o => o * r)); c.beginPath(); c.moveTo(u.bbox.left, y); c.lineTo(u.bbox.left + u.bbox.width, y); c.stroke();
     }
     c.setLineDash([4 * r, 3 * r]);
+    let free = Infinity; // alerts come newest first
     view.alerts.forEach((a, i) => {
       const x = u.valToPos(a.hour, 'x', true);
       if (x < u.bbox.left - 1 || x > u.bbox.left + u.bbox.width + 1) return;
       c.beginPath(); c.moveTo(x, u.bbox.top); c.lineTo(x, u.bbox.top + u.bbox.height); c.stroke();
-      if (u.isRisk) c.fillText(`▲${view.alerts.length - i}`, Math.max(x - 24 * r, u.bbox.left), u.bbox.top + 11 * r);
+      if (u.isRisk && x < free) { c.fillText(`▲${view.alerts.length - i}`, Math.max(x - 24 * r, u.bbox.left), u.bbox.top + 11 * r); free = x - 28 * r; }
     });
     c.restore();
   }

@@ -44,6 +44,7 @@ function banner() {
   if (link.lost !== null) lines.push(`NOT CURRENT: the connection to the board was lost at ${time(link.lost)}. It is tried again by itself.`);
   else if (s.stale) lines.push(WHY[s.stale](s));
   if (s.unreadable) lines.push(`${s.unreadable} records could not be read, and are not shown; see the log of the board.`);
+  if (s.full) lines.push(`There are more beds than the board takes; ${s.full} without a row for the longest time were taken off.`);
   document.body.classList.toggle('stale', Boolean(link.lost !== null || s.stale));
   $('banner').hidden = !lines.length;
   put($('banner'), lines.join(' '));

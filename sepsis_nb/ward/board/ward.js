@@ -34,6 +34,7 @@
 
   function paint(r, l) {
     const [mark, word] = STATES[l.state], quiet = l.quiet, a = l.alert;
+    r.el.dataset.at = l.at;
     if (r.el.dataset.state !== l.state) r.el.dataset.state = l.state;
     r.el.classList.toggle('quiet', quiet);
     put(r.mark, mark); put(r.word, word);
