@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Secret', 'Kafka', 'Topics', 'check_uri', 'Mlflow', 'Model', 'Worker', 'BrokerConfig', 'Paths', 'Data',
-           'BoardConfig', 'Forward', 'private_folder', 'Settings', 'find_settings', 'load_settings']
+           'check_cluster', 'Train', 'BoardConfig', 'Forward', 'private_folder', 'Settings', 'find_settings',
+           'load_settings']
 
 # %% ../nbs/05_settings.ipynb #6e53a130
 import configparser, os, re
@@ -136,8 +137,11 @@ class Worker:
     stuck_s:float = 30.                  # rows wait and none is processed for this long: end, and start again
     forget_h:float = 72.                 # a patient without rows for longer has left; then a new stay begins
     max_message_kb:int = 512             # a larger input goes to the dead-letter topic, truncated; 850 at most
+    explain:str = 'alerts'               # which records carry an explanation: alerts, or all outputs, too
     def __post_init__(self):
         _check_name('app_id', self.app_id)
+        if self.explain not in ('alerts', 'all'): raise ValueError(
+            f"explain '{_short(self.explain)}', expected alerts or all")
         if not _is_host(self.web_host): raise ValueError(f"web_host '{_short(self.web_host)}' is not a host's name or "
             'address; 127.0.0.1 serves this machine alone')
         _check_range(self, batch_rows=(1, 100_000), within_ms=(0, 2000), web_port=(0, 65_535), stop_s=(1, 600),
@@ -170,6 +174,19 @@ class Data:
     "How a hospital's own rows are read; files count from the folder of settings.ini"
     signals:str = '' # TOML file that adds signals, or overrides keys of known ones; empty: those of the package
     map:str = ''     # Of the worker's messages: name of a map, or its TOML file; empty: names as in the package
+
+# %% ../nbs/05_settings.ipynb #c38d3b51
+def check_cluster(text, where): # where: what names it, for messages
+    "`ValueError` if a text cannot name a cluster"
+    if not re.fullmatch(r'(local(:[1-9]\d{0,3})?|tcp://[^\s/@]+:\d{1,5})?', text): raise ValueError(
+        f"{where} '{_short(text)}' is none of local, local:N (N worker processes) and tcp://host:port (a scheduler)")
+
+@dataclass(frozen=True)
+class Train:
+    "Where training runs"
+    cluster:str = '' # local, local:N or tcp://host:port; empty: in one process
+    folder:str = ''  # of features and tasks: one that all workers see, or an address of fsspec; empty: `work`
+    def __post_init__(self): check_cluster(self.cluster, 'cluster')
 
 # %% ../nbs/05_settings.ipynb #a6bb4791
 _LEAST_TOKEN = 16 # characters
@@ -265,6 +282,7 @@ class Settings:
     data:Data = Data()
     forward:Forward = Forward()
     board:BoardConfig = BoardConfig()
+    train:Train = Train()
     def _path(self, key): return _located(self.home, getattr(self.paths, key), f'[paths] {key}')
     reports = property(lambda self: self._path('reports'), doc='Executed notebooks and HTML')
     work = property(lambda self: self._path('work'), doc='Broker data, logs and process ids')
@@ -274,6 +292,11 @@ class Settings:
         if self.paths.cache: return self._path('cache')
         try: return _located(self.home, Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'sepsis_nb')
         except ValueError: return self.work/'cache'
+    @property
+    def shared(self):
+        "Features and tasks of a cluster: a folder, or an address of fsspec"
+        named = self.train.folder
+        return named if '://' in named else str(_located(self.home, named, '[train] folder') if named else self.work)
     tracking_uri = property(lambda self: self.mlflow.tracking_uri or f'sqlite:///{self.home}/mlflow.db')
 
 SECTIONS = {f.name:f.type for f in fields(Settings) if f.name != 'home'} # name to class
@@ -308,7 +331,8 @@ def _typed(key, kind, text, where, home):
 
 # %% ../nbs/05_settings.ipynb #f724ec82
 _FREE_TEXT = ('sasl_username', 'ssl_cafile', 'ssl_certfile', 'ssl_keyfile', 'experiment', 'tracking_uri', 'signals',
-              'map', 'cafile', 'patient_system', *(f.name for f in fields(Paths))) # keys whose value may hold any text
+              'map', 'cafile', 'patient_system', 'cluster', 'folder',
+              *(f.name for f in fields(Paths))) # keys whose value may hold any text
 def _clean(where, text):
     "A value of one line, without the spaces around it; `ValueError` does not repeat it"
     text = text.strip()

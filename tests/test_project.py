@@ -11,12 +11,13 @@ MODULES = {p.relative_to(PKG).with_suffix('').as_posix().replace('/', '.'):p for
 FOLDERS = 'rows', 'model', 'report', 'stream', 'ward', 'prove'
 # folder, or room at the top, to what it may import of the others; the design's table
 BELOW = {'data', 'features', 'model', 'rows', 'settings', 'terminal'}
-MAY = dict(settings=set(), terminal=set(), rows={'settings'}, data={'rows'}, features={'data', 'rows', 'settings'},
+MAY = dict(settings=set(), terminal=set(), commands={'terminal'}, rows={'settings'}, data={'rows'},
+           features={'data', 'rows', 'settings'},
            model=BELOW, report=BELOW, stream=BELOW, producer={'data', 'rows', 'settings', 'stream', 'terminal'},
            ward=BELOW | {'stream'}, worker=BELOW | {'stream', 'ward'}, train=BELOW | {'report'})
 _FAUST = 'stream.transport', 'stream.delivery', 'stream.kafka', 'worker', 'prove'
 FOREIGN = dict(kafka=('stream', 'producer', 'prove', 'cli'), aiokafka=_FAUST, faust=_FAUST,
-               matplotlib=('report', 'prove'))
+               dask=('model.cluster',), distributed=('model.cluster',), matplotlib=('report', 'prove'))
 
 def imports(path):
     "Modules that a file imports, anywhere in it, as (absolute name, names)"
@@ -57,8 +58,18 @@ def test_who_knows_a_library(library):
 def test_worker_starts_light():
     "What brings scikit-learn, SciPy or plots at import costs every worker a second at its start"
     # numba imports scipy's root
-    heavy = 'sklearn', 'scipy.linalg', 'scipy.stats', 'matplotlib', 'mlflow', 'lightgbm', 'xgboost'
+    heavy = ('sklearn', 'scipy.linalg', 'scipy.stats', 'matplotlib', 'mlflow', 'lightgbm', 'xgboost', 'dask',
+             'distributed')
     code = f'import sys, sepsis_nb.worker; print(*[o for o in {heavy} if o in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
+
+def test_training_without_a_cluster_needs_no_dask():
+    "Dask is an extra: nothing imports it before a cluster is asked for"
+    code = '''
+import sys, sepsis_nb.train, sepsis_nb.cli
+from sepsis_nb.model.cluster import open_cluster
+from sepsis_nb.model.search import cross_validate
+print(*[o for o in ('dask', 'distributed') if o in sys.modules])'''
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split() == []
 
 def test_supervisor_stays_light():
@@ -167,6 +178,8 @@ def test_version_pins_name_every_dependency():
     assert wanted <= pins, f'constraints.txt does not pin {wanted-pins}'
 
 def test_no_pickle():
+    "Tasks of a cluster are pickles, as all of Dask's are, in a folder that is checked to be the owner's"
     for m,p in MODULES.items():
+        if m == 'model.cluster': continue
         used = re.search(r'\b(import (cloud)?pickle|joblib\.(load|dump)|pickle\.(load|dump)s?\()', p.read_text())
         assert not used, f'{m} uses pickle'

@@ -15,11 +15,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from typing import NamedTuple
-from ..features import FAMILIES, Feature, FeatureSpec, SPECS, extract, over
+from ..features import FAMILIES, Feature, FeatureSpec, SPECS, over
 from .cohort import ranking
 from .gate import paired
-from .kinds import KINDS, in_threads
+from .kinds import KINDS, run_tasks
 from .metrics import Cohort, intervals
+from .parts import row_blocks
 from .policy import as_risk, budget_policy, table_alerts
 from .stays import Stays, sample_weights
 from .utility import grid_utility
@@ -84,13 +85,19 @@ class BaselinePlan(NamedTuple):
 def cross_fit(plans:list, stays:Stays, seed=42, progress=lambda it, **kw: it)->list: # Of `BaselinePlan`
     "Of each plan the (n,) risks by models that never saw the row's fold; `progress` wraps the fits"
     w,out = sparse(stays, seed=seed), [np.full(len(stays.y), np.nan) for _ in plans]
-    def fit_fold(p, r, i):
-        k,test = (p.fold != i) & (w > 0), p.fold == i
-        if len(set(stays.y[k])) < 2: r[test] = stays.y[k][0] # nothing to learn: the class there is
-        else: r[test] = p.learn(p.X[k][:,p.columns], stays.y[k], w[k], seed)(p.X[test][:,p.columns])
-    fits = (delayed(fit_fold)(p, r, i) for p,r in zip(plans, out) for i in range(p.fold.max()+1))
-    for _ in in_threads(fits, progress): pass
+    pairs = [(p, r, i) for p,r in zip(plans, out) for i in range(p.fold.max()+1)]
+    found = run_tasks(stays, (delayed(_fit_fold)(p, stays, w, i, seed) for p,_,i in pairs), progress)
+    for (p,r,i),risks in zip(pairs, found): r[p.fold == i] = risks
     return out
+
+def _fit_fold(p, stays, w, i, seed): # p: `BaselinePlan`; w: (n,) from `sparse`
+    "(m,) risks of the rows of fold `i`"
+    k,test = (p.fold != i) & (w > 0), p.fold == i
+    r = np.full(test.sum(), stays.y[k][0]) # nothing to learn: the class there is
+    if len(set(stays.y[k])) < 2: return r
+    predict = p.learn(p.X[k][:,p.columns], stays.y[k], w[k], seed)
+    for at,X in row_blocks(p.X, test): r[at] = predict(X[:,p.columns])
+    return r
 
 # %% ../../nbs/model/52_compare.ipynb #353ce960
 def positives_by_fold(stays:Stays, fold, r)->np.ndarray: # fold, r: (n,) fold and held-out risk
@@ -140,7 +147,7 @@ BEDSIDE_SCORES = {k:k.replace('_partial', ' (partial)') for k in ('NEWS2_partial
 _BEDSIDE = FeatureSpec('bedside', (Feature('hour'), *over(('last',), ' '.join(BEDSIDE_SCORES))))
 def _bedside(stays, f):
     "Plans that use the rows, not the features: a clock and scores"
-    X,clock = extract(stays.df, _BEDSIDE).to_numpy(), partial(trees, params=QUICK | dict(colsample_bytree=1.))
+    X,clock = stays.features(_BEDSIDE)[:,:], partial(trees, params=QUICK | dict(colsample_bytree=1.))
     scores = [BaselinePlan(o, points, X, f, [i]) for i,o in enumerate(BEDSIDE_SCORES.values(), 1)]
     known = [p for p in scores if not np.isnan(X[:,p.columns]).all()]
     return [BaselinePlan('clock alone', clock, X, f, [0]), *known]
@@ -160,7 +167,7 @@ def _partial(stays, f):
                                   BaselinePlan('order pattern only', trees, X, f, order)]
     small = [o for o in SPECS.values() if 2*len(o.names) < len(spec.names)]
     return [BaselinePlan('logistic regression', partial(filled, learn=linear), X, f), *parts,
-            *(BaselinePlan(f'features {o.name}', trees, extract(stays.df, o).to_numpy(), f) for o in small),
+            *(BaselinePlan(f'features {o.name}', trees, stays.features(o), f) for o in small),
             BaselinePlan('quick LightGBM', trees, X, f), BaselinePlan('large trees', large, X, f)]
 
 # %% ../../nbs/model/52_compare.ipynb #e28708d8
@@ -178,7 +185,7 @@ def baselines(
     plans += [p._replace(name=f'{p.name}, rows split', fold=at_random, crossed=True) for p in plans[-2:]]
     risks = [*bedside.values(), *cross_fit(plans, stays, seed, progress)]
     folds = [f]*len(bedside) + [p.fold for p in plans]
-    found = in_threads((delayed(measure)(stays, *o, n, seed, budget) for o in zip(folds, risks)), progress)
+    found = run_tasks(stays, (delayed(measure)(stays, *o, n, seed, budget) for o in zip(folds, risks)), progress)
     names,crossed = [*bedside, *(p.name for p in plans)], {p.name for p in plans if p.crossed}
     out = dict(zip(names, found))
     return tuple({k:o for k,o in out.items() if (k in crossed) == c} for c in (False, True))
@@ -206,17 +213,28 @@ def _without(stays, f, gone, seeds, progress=lambda it, **kw: it): # seeds: of t
     "Name to (seeds, n) held-out risks without the columns `gone`; two jobs a fold, each bins its rows once"
     w,names = sparse(stays, seed=seeds[0]), list(gone)
     out = {k:np.empty((len(seeds), len(f))) for k in names}
-    def fit_fold(i, mine):
-        k,test = (f != i) & (w > 0), f == i
-        rows,X = binned(stays.X[k], stays.y[k], w[k]), stays.X[test]
-        for o in mine:
-            for s,seed in enumerate(seeds):
-                out[o][s,test] = fit_trees(rows, QUICK, seed, gone[o]).predict(X, num_threads=1)
-    jobs = (delayed(fit_fold)(i, names[a::2]) for i in range(f.max()+1) for a in (0, 1))
-    for _ in in_threads(jobs, progress): pass
+    jobs = [(i, {o:gone[o] for o in names[a::2]}) for i in range(f.max()+1) for a in (0, 1)]
+    found = run_tasks(stays, (delayed(_fit_parts)(stays, f, w, i, mine, seeds) for i,mine in jobs), progress)
+    for (i,mine),risks in zip(jobs, found):
+        for o,r in zip(mine, risks): out[o][:,f == i] = r
+    return out
+
+def _fit_parts(stays, f, w, i, gone, seeds): # f, w: (n,) fold and weight; gone: as of `_without`
+    "(parts, seeds, m) risks of the rows of fold `i`"
+    k,test = (f != i) & (w > 0), f == i
+    rows,out = binned(stays.X[k], stays.y[k], w[k]), np.empty((len(gone), len(seeds), test.sum()))
+    models = [[fit_trees(rows, QUICK, seed, o) for seed in seeds] for o in gone.values()]
+    for at,X in row_blocks(stays.X, test):
+        for of,own in zip(models, out):
+            for m,r in zip(of, own): r[at] = m.predict(X, num_threads=1)
     return out
 
 # %% ../../nbs/model/52_compare.ipynb #6e9cb70b
+def _evaluated(stays, f, r, n, seed): # f, r: (n,) fold and risk
+    "What `paired` compares"
+    cohort = Cohort(*stays.of(r, positives_by_fold(stays, f, r)), rule=stays.rule)
+    return dict(value=cohort(np.ones(len(cohort.level))), draws=cohort.draws(n, seed))
+
 def ablation(
     stays:Stays, fold, # (patients,); each fold needs both labels
     seed=42, progress=lambda it, **kw: it, n=200, seeds=3, # n: resamples; seeds: fits of each model
@@ -225,10 +243,8 @@ def ablation(
     the utility with `lo` and `hi` (95 %), `seed_lo` and `seed_hi` (least and most of a seed), `auroc_diff` …"""
     f,gone = fold[stays.who], ablation_parts(stays.spec)
     risks = _without(stays, f, {'':[]} | gone, seed+np.arange(seeds), progress)
-    def evaluate_risk(r):
-        cohort = Cohort(*stays.of(r, positives_by_fold(stays, f, r)), rule=stays.rule)
-        return dict(value=cohort(np.ones(len(cohort.level))), draws=cohort.draws(n, seed))
-    found = list(in_threads((delayed(evaluate_risk)(r) for of in risks.values() for r in of), progress))
+    calls = (delayed(_evaluated)(stays, f, r, n, seed) for of in risks.values() for r in of)
+    found = list(run_tasks(stays, calls, progress))
     whole,*others = (found[i:i+seeds] for i in range(0, len(found), seeds))
     def mean(of):
         return dict(value=pd.DataFrame([o['value'] for o in of]).mean(), draws=sum(o['draws'] for o in of)/seeds)

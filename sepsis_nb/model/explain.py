@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from joblib import delayed
 from sklearn.metrics import roc_auc_score
 from .cohort import Ranked, resample_ends, resamples
-from .kinds import KINDS, fit_model, in_threads, raw_risk
+from .kinds import KINDS, fit_model, raw_risk, run_tasks
 from .search import Outcome
 from .stays import Stays
 from .utility import DT_LATE, from_onset
@@ -22,14 +22,16 @@ def importance(X, y, names, weight, check, top=12, repeats=3, seed=42)->pd.DataF
     loss when it is shuffled `repeats` times in the rows `check` (bool), which have no `weight`"""
     quick = KINDS['LightGBM'].start | dict(n_estimators=150, learning_rate=.06, min_child_samples=50)
     model = fit_model('LightGBM', quick, X, y, weight, seed)
-    gain = pd.Series(model.booster_.feature_importance('gain'), pd.Index(names, name='feature'), dtype=float)
+    gain = getattr(model, 'booster_', model).feature_importance('gain')
+    gain = pd.Series(gain, pd.Index(names, name='feature'), dtype=float)
     gain = gain.sort_values(ascending=False)
+    if not top: return pd.DataFrame(dict(gain=gain/gain.sum(), auroc_drop=np.nan))
     X,y,rng = X[check], y[check], np.random.default_rng(seed)
     def shuffled(j):
         Z = X.copy()
         Z[:,j] = rng.permutation(Z[:,j])
         return roc_auc_score(y, raw_risk(model, Z))
-    auroc = roc_auc_score(y, raw_risk(model, X)) if top else np.nan
+    auroc = roc_auc_score(y, raw_risk(model, X))
     def drop(o): return np.mean([auroc-shuffled(list(names).index(o)) for _ in range(repeats)])
     drops = {o:drop(o) for o in gain.index[:top]}
     return pd.DataFrame(dict(gain=gain/gain.sum(), auroc_drop=gain.index.map(drops)))
@@ -40,13 +42,13 @@ def fold_gain(stays:Stays, fold, weight, seed=42)->pd.DataFrame: # From `patient
     on = fold[stays.who] > 0
     return importance(stays.X, stays.y, stays.spec.names, weight*on, ~on, top=0, seed=seed)[['gain']]
 
-def _shuffled(outcome, stays, rows, i, feature, seed): # feature: its name; empty: none
+def _shuffled(model, stays, rows, i, feature, seed): # feature: its name; empty: none
     "`Ranked` rows of fold `i` under its model, with a feature shuffled"
     X = stays.X[rows]
     if feature:
         j = stays.spec.names.index(feature)
         X[:,j] = np.random.default_rng([seed, i, j]).permutation(X[:,j])
-    return Ranked(stays.y[rows], raw_risk(outcome.models[i], X), stays.who[rows])
+    return Ranked(stays.y[rows], raw_risk(model, X), stays.who[rows])
 
 def permutation(outcome:Outcome, stays:Stays, fold, weight, features, n=200, seed=42,
                 progress=lambda it, **kw: it)->pd.DataFrame: # weight: (n,), one value a patient; features: names
@@ -54,8 +56,9 @@ def permutation(outcome:Outcome, stays:Stays, fold, weight, features, n=200, see
     `auroc_lo`, `auroc_hi` (95 %, over patients) and `fold_lo`, `fold_hi`, the least and the most of a fold"""
     f,k = fold[stays.who], weight > 0
     parts = [np.flatnonzero(k & (f == i)) for i in range(fold.max()+1)]
-    calls = (delayed(_shuffled)(outcome, stays, p, i, o, seed) for i,p in enumerate(parts) for o in ('', *features))
-    found = np.array(list(in_threads(calls, progress)), object).reshape(len(parts), -1)
+    calls = (delayed(_shuffled)(outcome.models[i], stays, p, i, o, seed) for i,p in enumerate(parts)
+             for o in ('', *features))
+    found = np.array(list(run_tasks(stays, calls, progress)), object).reshape(len(parts), -1)
     own = np.zeros(len(stays.ids))
     np.maximum.at(own, stays.who, weight)
     def drops(count): # (folds, features)

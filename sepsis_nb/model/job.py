@@ -17,7 +17,7 @@ from ..features import FULL, FeatureSpec, SEED_SPEC, SPECS, auto_spec
 from .registry import check_store
 from ..rows.maps import load_map
 from ..rows.spec import parse_features
-from ..settings import Settings
+from ..settings import Settings, check_cluster
 
 # %% ../../nbs/model/71_job.ipynb #cee9fc47
 MODELS = 'LightGBM', 'RandomForest', 'XGBoost' # known without their libraries, so that a typo fails at once
@@ -68,7 +68,8 @@ def _check_values(job):
     "`ValueError` for the first value of a job that is not possible"
     kinds = getattr(sys.modules.get('sepsis_nb.model.kinds'), 'KINDS', MODELS) # with those that a page declared
     for name,known,found in (('protocol', PAGES, [job.protocol]), ('models', kinds, job.names or ['']),
-                             ('register', ('true', 'false', ''), [job.register.lower()])):
+                             ('register', ('true', 'false', ''), [job.register.lower()]),
+                             ('distributed_booster', ('true', 'false', ''), [job.distributed_booster.lower()])):
         if unknown := [o for o in found if o not in known]: raise ValueError(
             f"parameter {name}: '{unknown[0]}' is unknown; known are {', '.join(known)}")
     _check_numbers(job, ('search_iter', job.search_iter >= 1, 'at least 1'))
@@ -76,6 +77,9 @@ def _check_values(job):
         f"parameter extra: '{job.extra}', but the original study has its own features; leave it out")
     if job.protocol == 'seed' and job.map: raise ValueError(
         f"parameter map: '{job.map}', but the original study reads its own columns; leave it out")
+    check_cluster(job.cluster, 'parameter cluster')
+    if job.protocol == 'seed' and job.cluster: raise ValueError(
+        f"parameter cluster: '{job.cluster}', but the original study is one short run; leave it out")
     checked = FULL if job.features == 'auto' else job.base_spec # `auto` is known with the data
     if job.protocol == 'patient': checked.plus(job.extra, 'parameter extra: ')
 
@@ -98,6 +102,8 @@ class Job:
     register:str = ''           # true or false; empty: true, but false where the page runs in JupyterLab
     tracking_uri:str = ''       # MLflow store; empty: from the settings
     metrics_json:str = ''       # File for the metrics; empty: none
+    cluster:str = ''            # local, local:N (processes) or tcp://host:port; empty: as [train] cluster
+    distributed_booster:str = '' # true: a booster's rows are divided among the workers; empty: false
     def __post_init__(self):
         for f in fields(self): object.__setattr__(self, f.name, _as(f.type, getattr(self, f.name), f.name))
         _check_values(self)
@@ -111,6 +117,13 @@ class Job:
     def spec(self): return SEED_SPEC if self.protocol == 'seed' else self.base_spec.plus(self.extra)
     registers = property(_registers)
     portable = property(lambda self: self.features == 'portable', doc='Whether its model is one for other hospitals')
+    def cluster_of(self, settings): # `Settings`
+        "Address of the cluster, empty: this process; `ValueError` if one booster is to be divided and there is none"
+        address = self.cluster or settings.train.cluster
+        if self.distributed_booster.lower() == 'true' and not address: raise ValueError(
+            'parameter distributed_booster: a booster is divided among the workers of a cluster, and there is none; '
+            'name one with -p cluster, or leave it out')
+        return address
 
 # %% ../../nbs/model/71_job.ipynb #9777fc40
 PARAMETERS = [f.name for f in fields(Job)]
@@ -182,6 +195,7 @@ def site_job(before:dict, now:dict)->SiteJob: # As for `assigned`
 # %% ../../nbs/model/71_job.ipynb #f3108947
 def check_places(job:Job|SiteJob, settings:Settings): # The store of the settings counts if the job names none
     "`FileNotFoundError` or `RegistryError` says what of data, store and metrics folder is not there"
+    if isinstance(job, Job): job.cluster_of(settings)
     check_store(job.tracking_uri or settings.tracking_uri, create=True)
     try: _ = job.map and load_map(job.map)
     except ValueError as e: raise ValueError(f'parameter map: {e}') from None

@@ -9,6 +9,7 @@ __all__ = ['METRICS', 'Metric', 'Cohort', 'intervals', 'evaluate']
 import numpy as np, pandas as pd
 from dataclasses import dataclass
 from fastcore.basics import patch
+from itertools import islice
 from .burden import alert_starts, alert_sums, alert_tally, burden_metrics, onset_and_days
 from .calibration import calibration, logistic_fit, logit, risk_bins
 from .cohort import Ranked, labelled_grid, ratio, resamples, sum_by_stay
@@ -126,10 +127,16 @@ def values(self:Cohort)->pd.Series:
         out |= dict(zip(('cal_slope', 'cal_intercept'), calibration(y, r)), brier=brier_score_loss(y, r))
     return pd.Series(out, name='value')
 @patch
-def draws(self:Cohort, n, seed, progress=lambda it, **kw: it)->pd.DataFrame: # As in `evaluate`
+def draws(self:Cohort, n, seed, progress=lambda it, **kw: it, cluster=None)->pd.DataFrame: # As in `evaluate`
     "Metrics of `n` resamples of the patients, a row each, columns `METRICS`; NaN: nothing to count"
+    if cluster: # each task draws the resamples before its own too, which costs little
+        starts = range(0, n, 25)
+        found = cluster.run([(_some_draws, (self, n, seed, i, min(i+25, n)), {}) for i in starts], progress)
+        return pd.DataFrame([o for of in found for o in of], columns=list(METRICS))
     each = progress(resamples(1+self.patient.max(), n, seed), total=n, desc='bootstrap')
     return pd.DataFrame([self(k[self.patient]) for k in each], columns=list(METRICS))
+def _some_draws(cohort, n, seed, start, stop):
+    return [cohort(k[cohort.patient]) for k in islice(resamples(1+cohort.patient.max(), n, seed), start, stop)]
 
 # %% ../../nbs/model/44_metrics.ipynb #941880c9
 def intervals(values, draws)->pd.DataFrame: # Index metric; columns `value`, `lo`, `hi`
@@ -149,7 +156,8 @@ def evaluate(
     n=200, seed=42, # Resamples; 0: no interval
     progress=lambda it, **kw: it, # Wraps the resamples, e.g. tqdm
     rule=CHALLENGE_RULE, # What label 1 means: onset, lead time and utility follow from it
+    cluster=None, # Of `model.cluster`, for the resamples; None: this process
 )->pd.DataFrame:  # Index `METRICS`; columns `value`, `lo`, `hi` (95 %)
     "All metrics with their interval over patients; `ValueError` if labels have one class or a risk is missing"
     cohort = Cohort(label, risk, positive, stay, hour, alert, patient, rule)
-    return intervals(cohort.values(), cohort.draws(n, seed, progress)) if n else pd.DataFrame(cohort.values())
+    return intervals(cohort.values(), cohort.draws(n, seed, progress, cluster)) if n else pd.DataFrame(cohort.values())

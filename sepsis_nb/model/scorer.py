@@ -9,6 +9,7 @@ __all__ = ['log', 'Scorer', 'indeterminate_rows', 'Assessed', 'ScoredRows', 'Bed
 import logging, numpy as np, orjson, pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
+from functools import lru_cache
 from typing import NamedTuple
 from ..data import parse
 from ..features import FeatureSpec, fold, missing_needs, new_states, patient_codes, prepare, row_hours
@@ -225,19 +226,45 @@ def patient(self:Scorer, patient_id)->Patient:
     "A patient of whom nothing is known yet"
     return Patient(self, patient_id)
 
+# %% ../../nbs/model/62_scorer.ipynb #56d9d045
+@lru_cache(maxsize=4)
+def _described(spec):
+    "Of each feature what an explanation says of it, and the column of the hours since its signal was measured, or None"
+    at = {n:i for i,n in enumerate(spec.names)}
+    def one(f):
+        signal = f.signal if f.signal in spec.used and not f.other else ''
+        said = dict(feature=f.name, signal=signal, text=feature_label(f.name, spec.definitions, spelt=True))
+        return said, feature_unit(f.name, spec.definitions), at.get(f'{signal}_since')
+    return [one(f) for f in spec.features]
+
+def _shown(x): return None if np.isnan(x) else float(str(x)) # 38.1 of a float32, not 38.099998
+@patch
+def explanations(self:Scorer, X, top=5)->list: # X: (n, features)
+    """Of each row a list of dicts, the `top` features that moved its risk most, largest effect first: feature, signal
+    (empty: of none, or of several), text, value, unit, hours since the signal was measured, effect (log-odds, after
+    calibration; above 0 it raises the risk); None: unknown. 'none' for each row if this kind of model cannot say"""
+    if self.contributions is None or not len(X): return ['none']*len(X)
+    C = self.calibration.slope*self.contributions(X)[:,:-1]
+    order,known = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top].tolist(), _described(self.spec)
+    def item(r, k):
+        said,unit,since = known[k]
+        hours = None if since is None else _shown(X[r,since])
+        return said | dict(value=_shown(X[r,k]), unit=unit, hours=hours, effect=float(C[r,k]))
+    return [[item(r, k) for k in of] for r,of in enumerate(order)]
+
 # %% ../../nbs/model/62_scorer.ipynb #96b5d71d
 def _explained(self, ids, time, o, last, top): # o: `ScoredRows`; last: which of them
-    "The `top` contributions to the risk of some rows"
+    "The `explanations` of some rows, as a frame"
     if self.contributions is None: raise ValueError(
         f'model {self.name} {self.version} has no exact contributions; LightGBM and XGBoost have')
     X,quality,risk = o.X[last], o.quality.indeterminate[last], o.proba[last,1]
-    C = self.contributions(X)[:,:-1] if len(X) else np.empty(X.shape)
-    order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
-    r,k = np.repeat(np.arange(len(X)), order.shape[1]), order.ravel()
-    names = np.array(self.spec.names)[k]
-    words,units = ([f(o, self.spec.definitions) for o in names] for f in (feature_label, feature_unit))
-    return pd.DataFrame(dict(patient_id=np.asarray(ids)[r], time=np.asarray(time)[r], risk=risk[r],
-        indeterminate=quality[r], feature=names, words=words, value=X[r,k], unit=units, contribution=C[r,k]))
+    found = self.explanations(X, top)
+    r = np.repeat(np.arange(len(X)), list(map(len, found)))
+    head = pd.DataFrame(dict(patient_id=np.asarray(ids)[r], time=np.asarray(time)[r], risk=risk[r],
+                             indeterminate=quality[r]))
+    names = 'feature', 'signal', 'text', 'value', 'unit', 'hours', 'effect'
+    items = pd.DataFrame([o for items in found for o in items], columns=names)
+    return head.join(items.astype(dict(value=float, hours=float, effect=float)))
 @patch
 def explain(
     self:Scorer,
@@ -245,9 +272,8 @@ def explain(
     top=5,           # Features a patient
     progress=lambda it, **kw: it, # As for `score`
 )->pd.DataFrame:
-    """What moved the risk of each patient's last row most: patient_id, time, risk (calibrated), indeterminate, feature,
-    words, value (NaN: not measured), unit, contribution (log-odds before calibration), largest first; `ValueError` if
-    this kind of model cannot say"""
+    """What moved the risk of each patient's last row most: patient_id, time, risk, indeterminate, and what
+    `explanations` says of each feature, NaN for None; `ValueError` if this kind of model cannot say"""
     if top < 1: raise ValueError(f'top is {top}, expected at least 1')
     def part(df):
         last = ~df.patient_id.duplicated(keep='last').to_numpy()

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from joblib import delayed
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-from .kinds import fit_bag, in_threads, raw_risk
+from .kinds import fit_bag, fit_sets, row_risks, run_tasks
 from .metrics import Cohort, evaluate, intervals
+from .parts import count_rows, row_blocks
 from .policy import Policy, choose_policy, policy_evidence, table_alerts
 from .risk import Calibration, TrainingRange, fit_calibration, fit_training_range
 from .scorer import indeterminate_rows
@@ -35,6 +36,10 @@ def patient_folds(septic:np.ndarray, folds=5, seed=42)->np.ndarray: # septic: (p
     return out
 
 # %% ../../nbs/model/50_search.ipynb #1d9b6e43
+def _risks_of(model, stays, fold, folds): # folds: which of them to predict
+    "(m,) raw risks of the rows of each of some folds"
+    return [row_risks(model, stays.X, fold[stays.who] == i) for i in folds]
+
 def inner_risks(
     stays:Stays,
     fold:np.ndarray, name:str, options:list, # (patients,) fold; a key of `KINDS`; dicts from `candidates`
@@ -45,11 +50,10 @@ def inner_risks(
     "Raw risks to choose with for each test fold; NaN in the test fold itself"
     f,k = fold[stays.who], fold.max()+1
     out = np.full((len(options), k, len(f)), np.nan)
-    def fit_pair(c, i, j):
-        model = fit_bag(name, options[c], stays, (f != i) & (f != j), one_in, seed)
-        for a,b in ((i, j), (j, i)): out[c,a,f == b] = raw_risk(model, stays.X[f == b])
-    pairs = (delayed(fit_pair)(c, i, j) for c in range(len(options)) for i,j in combinations(range(k), 2))
-    for _ in in_threads(pairs, progress): pass
+    pairs = [(c, p) for c in range(len(options)) for p in combinations(range(k), 2)]
+    models = fit_sets(stays, fold, name, [(options[c], p) for c,p in pairs], one_in, seed, progress)
+    risks = run_tasks(stays, (delayed(_risks_of)(m, stays, fold, p) for (_,p),m in zip(pairs, models)), progress)
+    for (c,(i, j)),(of_i,of_j) in zip(pairs, risks): out[c,j,f == i],out[c,i,f == j] = of_i, of_j
     return out
 
 # %% ../../nbs/model/50_search.ipynb #8ecef798
@@ -66,7 +70,7 @@ def _fitted_risks(stays, fold, name, option, one_in, seed):
     "For two folds, in place of `inner_risks`: risks of the rows that a model was fitted on"
     log.warning('two folds leave none to choose on: no search, and a threshold from the fitted rows, hence too high')
     f,out = fold[stays.who], np.full((1, 2, len(stays.y)), np.nan)
-    def fitted(k): return raw_risk(fit_bag(name, option, stays, k, one_in, seed), stays.X[k])
+    def fitted(k): return row_risks(fit_bag(name, option, stays, k, one_in, seed), stays.X, k)
     for i in (0, 1): out[0,i,f != i] = fitted(f != i)
     return out
 
@@ -101,19 +105,25 @@ def training_range(stays:Stays, learn, count)->TrainingRange: # (n,) bool, rows 
     return fit_training_range(part(learn), names, part(count), stays.who[count & stays.hourly])
 
 # %% ../../nbs/model/50_search.ipynb #a5fabbb1
+def _indeterminate(stays, limits, rows): # rows: as an index
+    "(m,) `indeterminate_rows` of some rows"
+    out = np.empty(count_rows(stays.X, rows), bool)
+    for at,X in row_blocks(stays.X, rows): out[at] = indeterminate_rows(stays.spec, limits, X)
+    return out
+
 def fit_decision(stays:Stays, r, rows, limits:TrainingRange, budget, floor)->DecisionRule: # r: (n,) raw risks
     "Calibration, thresholds and policy from held-out `rows` ((n,) bool); budget and floor of `choose_policy`"
     fits = rows & stays.hourly
     calibration = fit_calibration(stays.y[fits], r[fits])
     y,p,stay,hour = stays.of(calibration.apply(r), rows=rows)
-    indeterminate = indeterminate_rows(stays.spec, limits, stays.X[rows])
+    indeterminate = _indeterminate(stays, limits, rows)
     policy,_ = choose_policy(y, p, stay, hour, indeterminate, budget=budget, floor=floor)
     return DecisionRule(best_threshold(y, p, stay, hour, stays.rule), calibration, limits, policy)
 
 def decide(rule:DecisionRule, stays:Stays, r, rows=slice(None))->Decisions: # r: (n,) raw risks
     "Risk, positive rows and alerts by one rule, of `rows`: (n,) bool or a slice"
     p = rule.calibration.apply(r[rows])
-    indeterminate = indeterminate_rows(stays.spec, rule.training_range, stays.X[rows])
+    indeterminate = _indeterminate(stays, rule.training_range, rows)
     at = stays.who[rows], stays.hour[rows], stays.stay[rows], p
     alerts = [table_alerts(rule.policy, *at, u) for u in (indeterminate, None)]
     return Decisions(p, p >= rule.threshold, *alerts, indeterminate)
@@ -138,24 +148,30 @@ class Outcome(Decisions):
 def _held_out(stays, fold, name, picked, final, one_in, seed, progress):
     "(n,) raw risks by models that never saw the row's fold; these models; one of all folds"
     f,r = fold[stays.who], np.empty(len(stays.y))
-    def fit_without(i):
-        model = fit_bag(name, final if i < 0 else picked[i], stays, f != i, one_in, seed)
-        if i >= 0: r[f == i] = raw_risk(model, stays.X[f == i])
-        return model
-    all_folds,*models = in_threads((delayed(fit_without)(i) for i in (-1, *range(len(picked)))), progress)
+    sets = [(final, ()), *((o, (i,)) for i,o in enumerate(picked))]
+    all_folds,*models = fit_sets(stays, fold, name, sets, one_in, seed, progress)
+    risks = run_tasks(stays, (delayed(_risks_of)(m, stays, fold, (i,)) for i,m in enumerate(models)), progress)
+    for i,(of_i,) in enumerate(risks): r[f == i] = of_i
     return r, tuple(models), all_folds
 
 # %% ../../nbs/model/50_search.ipynb #960abfe0
-def _decide_folds(stays, fold, r, inner, budget, floor):
-    "`Decisions` of every row by the rule of its fold; those rules"
-    f,k,rules = fold[stays.who], fold.max()+1, []
+def _decide_fold(stays, fold, i, r, inner, budget, floor): # r, inner: (n,) risks to decide on and to fit the rule on
+    "The rule of test fold `i`, and its `Decisions`; -1: the rule for use, and none"
+    f,k = fold[stays.who], fold.max()+1
+    mine,count = f == i, f == (i+1)%k
+    limits = training_range(stays, ~mine & (~count | (k == 2 and i >= 0)), count)
+    rule = fit_decision(stays, inner, ~mine, limits, budget, floor)
+    return rule, decide(rule, stays, r, mine) if i >= 0 else None
+
+def _decide_folds(stays, fold, r, inner, budget, floor, progress):
+    "`Decisions` of every row by the rule of its fold; those rules; the rule for use"
+    f,rules,of = fold[stays.who], [], enumerate((r, *inner), -1)
     out = Decisions(np.empty(len(f)), *(np.zeros(len(f), bool) for _ in range(4)))
-    for i in range(k):
-        mine,count = f == i, f == (i+1)%k
-        limits = training_range(stays, ~mine & (~count | (k == 2)), count)
-        rules.append(fit_decision(stays, inner[i], ~mine, limits, budget, floor))
-        for name,part in vars(decide(rules[-1], stays, r, mine)).items(): getattr(out, name)[mine] = part
-    return out, rules
+    calls = (delayed(_decide_fold)(stays, fold, i, r, x, budget, floor) for i,x in of)
+    for i,(rule,found) in enumerate(run_tasks(stays, calls, progress), -1):
+        rules.append(rule)
+        for name,part in vars(found).items() if found else (): getattr(out, name)[f == i] = part
+    return out, rules[1:], rules[0]
 
 def fold_results(stays:Stays, fold, found:Decisions, rules, pick)->pd.DataFrame: # rules, pick: of each fold
     "Candidate, thresholds and figures of each test fold; figures are NaN where labels are of one class"
@@ -183,16 +199,17 @@ def cross_validate(
     budget:float=.2, floor:float=.15, # Alerts per patient-day; PPV per alerted stay, at its lower bound
 )->Outcome:
     "Nested cross-validation by patient, then a fit on all patients"
-    f,k,began = fold[stays.who], fold.max()+1, time.time()
+    f,k,began = fold[stays.who], int(fold.max()+1), time.time()
     if k == 2: options,inner = options[:1], _fitted_risks(stays, fold, name, options[0], one_in, seed)
     else: inner = inner_risks(stays, fold, name, options, seed, progress, one_in)
-    scores = np.array([[best_utility(stays, r, f != i)[1] for r in inner[:,i]] for i in range(k)])
+    calls = (delayed(best_utility)(stays, r, f != i) for i in range(k) for r in inner[:,i])
+    scores = np.array([u for _,u in run_tasks(stays, calls, progress)]).reshape(k, -1)
     pick,final = scores.argmax(1), options[scores.mean(0).argmax()]
     raw,models,model = _held_out(stays, fold, name, [options[c] for c in pick], final, one_in, seed, progress)
-    found,rules = _decide_folds(stays, fold, raw, [inner[c,i] for i,c in enumerate(pick)], budget, floor)
-    use = fit_decision(stays, raw, f >= 0, training_range(stays, f != 0, f == 0), budget, floor)
+    chosen = [inner[c,i] for i,c in enumerate(pick)]
+    found,rules,use = _decide_folds(stays, fold, raw, chosen, budget, floor, progress)
     cohort = Cohort(*stays.of(found.risk, found.positive), alert=found.alert, rule=stays.rule)
-    resamples = cohort.draws(RESAMPLES, seed, progress)
+    resamples = cohort.draws(RESAMPLES, seed, progress, stays.cluster)
     search = pd.DataFrame(dict(params=params_text(options), inner_utility=scores.mean(0),
                                folds_won=np.bincount(pick, minlength=len(options))))
     return Outcome(**vars(found), name=name, model=model, params=final, rule=use, resamples=resamples,

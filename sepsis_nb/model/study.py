@@ -6,7 +6,7 @@
 __all__ = ['NOT_REGISTERED', 'LABEL', 'SYNTHETIC', 'evaluation_of', 'evaluation_terms', 'gate_of', 'data_name', 'run_tags',
            'logged_run', 'log_report', 'flat_metrics', 'log_folds', 'Logged', 'version_notes', 'registered_name',
            'best_outcome', 'log_job', 'runs_table', 'comparison_page', 'External', 'external_validation', 'json_safe',
-           'summary', 'is_synthetic', 'repeat_command']
+           'summary', 'is_synthetic', 'run_name', 'repeat_command']
 
 # %% ../../nbs/model/70_study.ipynb #02073fec
 import json, numpy as np, pandas as pd, shlex
@@ -21,7 +21,7 @@ from .contract import log_model, stay_marks
 from .gate import gate_record
 from .heldout import log_heldout
 from .job import Job, SiteJob
-from .kinds import KINDS, raw_risk
+from .kinds import KINDS, row_risks
 from .metrics import METRICS, evaluate
 from .registry import at_store, log_gate, register
 from .risk import to_dict
@@ -195,12 +195,14 @@ class External(Decisions):
 
 def external_validation(outcome:Outcome, home:Stays, stays:Stays, seed=42, progress=lambda it, **kw: it)->External:
     "The champion, trained on `home`, on stays of another data set, by the rule that training gave it"
-    found,threshold = decide(outcome.rule, stays, raw_risk(outcome.model, stays.X)), outcome.rule.threshold
+    found = decide(outcome.rule, stays, row_risks(outcome.model, stays.X, slice(None)))
+    threshold = outcome.rule.threshold
     share = outcome.positive[home.hourly].mean()
     own = np.quantile(found.risk[stays.hourly], 1-share, method='higher')
     def metrics(threshold):
         args = stays.of(found.risk, found.risk >= threshold)
-        return evaluate(*args, alert=found.alert, n=RESAMPLES, seed=seed, progress=progress, rule=stays.rule)
+        return evaluate(*args, alert=found.alert, n=RESAMPLES, seed=seed, progress=progress, rule=stays.rule,
+                        cluster=stays.cluster)
     return External(**vars(found), stays=stays, threshold=threshold, metrics=metrics(threshold), adapted=metrics(own))
 
 # %% ../../nbs/model/70_study.ipynb #a3068deb
@@ -239,6 +241,11 @@ def is_synthetic(ids): return any(str(i).startswith('synthetic-') for i in ids) 
 SYNTHETIC = ' The rows are **synthetic**: these figures say nothing about patients.'
 
 # %% ../../nbs/model/70_study.ipynb #48bc06a5
+def run_name(job:Job)->str:
+    "A name that runs with the same parameters share, wherever they run and leave what they found"
+    same = {k:v for k,v in asdict(job).items() if k not in (*_PLACES, 'cluster')}
+    return sha256(json.dumps(same).encode()).hexdigest()[:16]
+
 def repeat_command(job:Job|SiteJob)->str: # For a shell
     "The command that repeats a run"
     plain,site = asdict(type(job)()), isinstance(job, SiteJob)

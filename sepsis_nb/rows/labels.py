@@ -22,19 +22,24 @@ def _parts(name, defined):
     return m.groups() if m and (m[1] in LABELS or _find(m[1], defined)) else None
 
 # %% ../../nbs/rows/60_labels.ipynb #3a92c7d6
-def feature_label(name:str, defined=())->str: # defined: a spec's own definitions
-    "A feature in words; its name if it is of no known form"
+def _signal_label(name, defined, spelt):
+    if not (s := _find(name, defined)) or name in LABELS: return LABELS.get(name) or name.replace('_', ' ')
+    return s.label if spelt or is_own(s) else name.replace('_', ' ')
+
+def feature_label(name:str, defined=(), spelt=False)->str: # defined: a spec's own definitions
+    "A feature in words, `spelt`: with the signal's label for its short name; its name if it is of no known form"
     if name in LABELS: return LABELS[name]
-    if m := _COMBINED.fullmatch(name): return ' '.join(
-        (feature_label(m[1], defined), dict(minus='minus', by='over')[m[2]], feature_label(m[3], defined)))
+    if m := _COMBINED.fullmatch(name):
+        a,b = (feature_label(o, defined, spelt) for o in m.group(1, 3))
+        return ' '.join((a, dict(minus='minus', by='over')[m[2]], b))
     if m := re.fullmatch(r'(\w+?)_(ratio|diff)_(\w+)', name):
-        return m[1] + dict(ratio='/', diff=' minus ')[m[2]] + m[3]
+        a,b = (_signal_label(o, defined, spelt) for o in m.group(1, 3))
+        return a + dict(ratio=' over ' if spelt else '/', diff=' minus ')[m[2]] + b
     if not (parts := _parts(name, defined)): return name
     signal,op,h = parts
     counts,words = OPERATIONS[op].count_label, OPERATIONS[op].label
     if counts and signal.endswith('_seen'): words = counts
-    own = (s := _find(signal, defined)) and is_own(s) and s.label
-    return words.format(s=LABELS.get(signal) or own or signal.replace('_', ' '), h=h)
+    return words.format(s=_signal_label(signal, defined, spelt), h=h)
 
 def feature_unit(name:str, defined=())->str: # '' where there is none; defined: as for `feature_label`
     "The unit of a feature's value"

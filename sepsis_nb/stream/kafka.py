@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'ACKS_DAYS', 'ADDED_KB', 'COMMITTED', 'MOST_POLLED', 'admin_client', 'wait_for', 'topic_configs',
            'create_topics', 'check_sizes', 'topic_sizes', 'WrongTopic', 'identify_topic', 'TopicAsker', 'PolledRecords',
-           'open_consumer', 'readable', 'topic_ends', 'topic_offsets_at', 'read_topic', 'default_partition',
-           'read_growth', 'access_rules', 'grant', 'worker_topics']
+           'open_consumer', 'readable', 'topic_ends', 'topic_offsets_at', 'read_topic', 'poll_topic',
+           'default_partition', 'read_growth', 'access_rules', 'grant', 'worker_topics']
 
 # %% ../../nbs/stream/10_kafka.ipynb #5a8e48f6
 import logging, re, time
@@ -268,6 +268,17 @@ def read_topic(
             at = [f'partition {tp.partition} at offset {c.position(tp)} of {end}' for tp,end in ends.items()]
             raise TimeoutError(f'topic {topic}: nothing came from {kafka.bootstrap_servers} for {timeout_s:g} s; '
                 f"{', '.join(at)}. Look at the broker with `sepsis broker status` and read again.")
+
+# %% ../../nbs/stream/10_kafka.ipynb #3c1cdf1c
+def poll_topic(topic:str, kafka:Kafka, start:dict, every_s:float=1.): # start: as of `read_topic`
+    "Yields what came in each `every_s`, a list of records that may be empty, for ever"
+    with _consumer(topic, kafka) as c:
+        for p,offset in start.items(): c.seek(TopicPartition(topic, p), offset)
+        while True:
+            got,until = [], time.monotonic()+every_s
+            while (left := until-time.monotonic()) > 0:
+                for records in c.poll(timeout_ms=int(left*1000)+1).values(): got += readable(records)
+            yield got
 
 # %% ../../nbs/stream/10_kafka.ipynb #d15410d5
 def default_partition(key:bytes, partitions:int)->int:
