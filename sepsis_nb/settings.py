@@ -131,7 +131,7 @@ class Worker:
     app_id:str = 'real-time-ml-pipeline' # Faust's app id, hence the consumer group
     batch_rows:int = 2000                # rows of one fetch, at most; they are scored at once
     within_ms:int = 5                    # least time between fetches: more gives larger batches and latency
-    web_host:str = '127.0.0.1'           # where Faust's status page listens
+    web_host:str = '127.0.0.1'           # where /metrics, /health and /ready are served, without a login
     web_port:int = 6066
     stop_s:float = 10.                   # a stop that takes longer ends hard, which loses nothing
     stuck_s:float = 30.                  # rows wait and none is processed for this long: end, and start again

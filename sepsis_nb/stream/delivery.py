@@ -142,6 +142,7 @@ class Pipeline:
         self.told = set()                 # what `warn_units` has said
         self.warned,self.reading = {}, False # kind of warning to when, s; whether states are being read
         self.next = {}                    # partition to the offset up to which all is delivered
+        self.measure = lambda batch, messages: lambda: None # gives what is called once a `Batch` is delivered
         self.under_way = asyncio.Future() # delivery of the last batch
         self.under_way.set_result(None)
     def reassign(self, partitions=()):
@@ -283,7 +284,8 @@ async def process(self:Pipeline, messages, ends, done): # ends: partition to the
         batch = score_batch(self.scorer, patients, messages, w.max_message_kb*1024, w.silence_ms, self.grown,
                             self.feed, w.explain == 'all')
         for p in batch.partitions: patients[p].progress.end = max(patients[p].progress.end, ends[p])
-        def delivered(): self.next |= ends; done()
+        counted = self.measure(batch, messages)
+        def delivered(): self.next |= ends; done(); counted()
         before,what = self.under_way, f'delivery of {len(messages)} messages'
         work = end_on_error(self.deliver(batch, batch.states(patients), before, delivered), what)
         self.under_way = asyncio.ensure_future(work)

@@ -82,6 +82,7 @@ class FetchConsumer(driver.Consumer):
     place = None     # Async function: {partition: committed offset} to {partition: start}; a start of None: not read;
                      # None instead of all: try again
     placed,at = None, {} # Generation that was placed; its partitions to the offsets up to which they are read
+    committed_s = 0. # Unix s of the last commit; 0: none yet
     def _new_consumer_thread(self): return FetchThread(self, loop=self.loop, beacon=self.beacon)
     async def getmany(self, timeout): # seconds
         "Yields (`TP`, message) for the next fetch, if one came; ends when that is taken"
@@ -157,6 +158,12 @@ def _new_offset(self:FetchConsumer, tp):
     acked.clear()
     self._acked_index[tp].clear()
     return end
+@patch
+async def _commit_offsets(self:FetchConsumer, *args, **kwargs):
+    "Commit, and note when"
+    done = await super(FetchConsumer, self)._commit_offsets(*args, **kwargs)
+    if done: self.committed_s = time.time()
+    return done
 @patch
 def finish(self:FetchConsumer, event):
     "Mark the `Fetch` of a Faust event as done, to be committed; call it in the order of the fetches"

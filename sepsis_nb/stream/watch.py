@@ -43,6 +43,8 @@ class Watch(threading.Thread):
         super().__init__(daemon=True, name='watch')
         self.settings,self.mine,self.topic,self.reading = settings, mine, topic, reading
         self.consumer,self.grown = None, 0
+        self.found,self.answered_s = {}, -float('inf') # what `read` gave last; when, monotonic s
+    every_s = property(lambda self: min(5., self.settings.worker.stuck_s/5), doc='Seconds between two readings')
     def read(self):
         "Partition to (end, committed offset); None if the broker does not answer"
         s = self.settings
@@ -63,10 +65,11 @@ class Watch(threading.Thread):
     def run(self):
         logging.getLogger('kafka').setLevel(logging.CRITICAL)
         stuck_s = self.settings.worker.stuck_s
-        still = Standstill(stuck_s, min(5., stuck_s/5))
+        still = Standstill(stuck_s, self.every_s)
         while True:
             self.check_topic()
             found = self.read(), self.assigned(), self.reading()
+            if found[0] is not None: self.found,self.answered_s = found[0], time.monotonic()
             if stuck := still.update(time.monotonic(), *found): end_process(
                 os.EX_TEMPFAIL, f'stuck: rows wait and none was committed for {stuck_s:g} s '
                 f'partitions={",".join(map(str, stuck))}; ending, to be started again')
