@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._submit': ('model/cluster.html#_submit', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._tries': ('model/cluster.html#_tries', 'sepsis_nb/model/cluster.py'),
+                                         'sepsis_nb.model.cluster._within': ('model/cluster.html#_within', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._work': ('model/cluster.html#_work', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster.check_versions': ( 'model/cluster.html#check_versions',
                                                                                      'sepsis_nb/model/cluster.py'),

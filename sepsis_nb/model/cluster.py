@@ -15,6 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from ..features import FeatureSpec, fold_table, patient_codes
 from .kinds import KINDS, fit_weights
 from .parts import PART_ROWS, Parts, Shelf, load_array, remove, save_array
@@ -48,7 +49,7 @@ class _Pickler(cloudpickle.Pickler):
         if isinstance(o, np.ndarray) and o.nbytes >= LARGE and not o.dtype.hasobject: return self._kept(o)
         if isinstance(o, Stays):
             _ = o.hourly # found once, for all tasks
-            left = dict.fromkeys(('df', 'findings', 'counts', 'cluster')) | dict(ids=np.empty(len(o.ids)))
+            left = dict.fromkeys(('df', 'findings', 'counts', 'cluster')) | dict(ids=np.zeros(len(o.ids)))
             return _restored, (o.__dict__ | left,)
         return super().reducer_override(o)
 
@@ -81,6 +82,26 @@ def _local(workers):
                         security=Security.temporary(), dashboard_address='127.0.0.1:0', memory_limit=0,
                         silence_logs=logging.CRITICAL)
 
+@contextmanager
+def _quiet():
+    "What Dask logs of connections that end, or do not begin, is said by this module or is no news"
+    names = [logging.getLogger(o) for o in ('distributed', 'distributed.client', 'distributed.nanny', 'tornado')]
+    levels = [o.level for o in names]
+    for o in names: o.setLevel(logging.CRITICAL+1)
+    yield
+    for o,level in zip(names, levels): o.setLevel(level)
+
+def _within(seconds, f, *args, **kw):
+    "What a function returns, or the error that it raises; a `TimeoutError` if it does neither in time"
+    found = [TimeoutError()]
+    def call():
+        try: found[0] = f(*args, **kw)
+        except (OSError, TimeoutError) as e: found[0] = e
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0]
+
 def _client(address):
     "A client, and the `LocalCluster` that was started for it, or None; `ClusterError`"
     try: from distributed import Client
@@ -89,15 +110,11 @@ def _client(address):
     if address.startswith('local'):
         own = _local(int(address.partition(':')[2] or _cores()))
         return Client(own, set_as_default=False), own
-    quiet = logging.getLogger('distributed')
-    level = quiet.level
-    try:
-        quiet.setLevel(logging.CRITICAL)
-        return Client(address, timeout=ANSWER_S, set_as_default=False), None
-    except (OSError, TimeoutError) as e: raise ClusterError(
-        f'cluster {address}: no answer within {ANSWER_S} s ({type(e).__name__}); is `dask scheduler` running there, '
-        'and can this machine reach it?') from None
-    finally: quiet.setLevel(level)
+    # in a thread, because to a port that takes a connection and says nothing Dask listens for ever
+    with _quiet(): found = _within(ANSWER_S, Client, address, timeout=ANSWER_S, set_as_default=False)
+    if isinstance(found, Client): return found, None
+    raise ClusterError(f'cluster {address}: no answer within {ANSWER_S} s ({type(found).__name__}); '
+                       'is `dask scheduler` running there, and can this machine reach it?')
 
 # %% ../../nbs/model/72_cluster.ipynb #1dcc4355
 def own_versions()->dict:
@@ -220,15 +237,6 @@ def open_cluster(
     except BaseException:
         for o in filter(None, (client, own)): o.close()
         raise
-
-@contextmanager
-def _quiet():
-    "What Dask logs of connections that end is no news when the cluster ends"
-    names = [logging.getLogger(o) for o in ('distributed', 'distributed.client', 'distributed.nanny', 'tornado')]
-    levels = [o.level for o in names]
-    for o in names: o.setLevel(logging.CRITICAL+1)
-    yield
-    for o,level in zip(names, levels): o.setLevel(level)
 
 def close_cluster(cluster:Cluster, done=False): # done: the run has succeeded, its tasks are not needed any more
     "End the workers that were started here"
