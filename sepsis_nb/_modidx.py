@@ -170,6 +170,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._client': ('model/cluster.html#_client', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._cores': ('model/cluster.html#_cores', 'sepsis_nb/model/cluster.py'),
+                                         'sepsis_nb.model.cluster._declared': ( 'model/cluster.html#_declared',
+                                                                                'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._ends': ('model/cluster.html#_ends', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._fit_across': ( 'model/cluster.html#_fit_across',
                                                                                   'sepsis_nb/model/cluster.py'),

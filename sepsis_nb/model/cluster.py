@@ -18,8 +18,10 @@ from pathlib import Path
 from threading import Thread
 from ..features import FeatureSpec, fold_table, patient_codes
 from .kinds import KINDS, fit_weights
+from .metrics import METRICS
 from .parts import PART_ROWS, Parts, Shelf, load_array, remove, save_array
 from .stays import Stays, features_key
+from ..rows.signals import SIGNALS
 
 # %% ../../nbs/model/72_cluster.ipynb #cf534cc1
 LARGE = 2**18 # bytes from which an array is a file of its own
@@ -59,11 +61,19 @@ def _pickled(call, shelf, known):
     return file.getvalue()
 
 # %% ../../nbs/model/72_cluster.ipynb #4adeaf0c
+_SHIPPED = dict(KINDS), dict(METRICS)
+def _declared():
+    "Kinds and metrics that the package does not have"
+    return [{k:v for k,v in now.items() if was.get(k) is not v} for now,was in zip((KINDS, METRICS), _SHIPPED)]
+
 def _work(shelf, name):
     "Do one task; wall and CPU seconds, and the size of its result"
     if shelf.exists(f'{name}.result'): return 0., 0., 0
     began,cpu = time.perf_counter(), time.process_time()
-    with shelf.reading(f'{name}.task') as f: fn,args,kw = pickle.load(f)
+    with shelf.reading(f'{name}.task') as f: (fn,args,kw),declared = pickle.load(f)
+    for known,shipped,own in zip((KINDS, METRICS), _SHIPPED, declared):
+        known.clear()
+        known.update(shipped | own)
     found = pickle.dumps(fn(*args, **kw), protocol=5)
     with shelf.writing(f'{name}.result') as f: f.write(found)
     return time.perf_counter()-began, time.process_time()-cpu, len(found)
@@ -118,13 +128,14 @@ def _client(address):
 
 # %% ../../nbs/model/72_cluster.ipynb #1dcc4355
 def own_versions()->dict:
-    "What decides the figures of a task; of `sepsis_nb` the version and a digest of its code"
+    "What decides the figures of a task; of `sepsis_nb` and of the signals (`[data] signals`) a digest, too"
     def version(o):
         try: return metadata.version(o)
         except metadata.PackageNotFoundError: return 'none'
     home = Path(str(files('sepsis_nb')))
     code = blake2b(b''.join(p.read_bytes() for p in sorted(home.rglob('*.py'))), digest_size=4).hexdigest()
     known = {'python':platform.python_version(), 'sepsis_nb':f'{version("sepsis-nb")} (code {code})'}
+    known['signals'] = blake2b(repr(sorted(SIGNALS.items())).encode(), digest_size=4).hexdigest()
     return known | {o:version(o) for o in ('lightgbm', 'numpy', 'pandas', 'scikit-learn', 'xgboost-cpu')}
 
 def check_versions(address, found:dict, here=None): # found: worker to `own_versions`, or to the error in their place
@@ -180,7 +191,7 @@ class Cluster:
 # %% ../../nbs/model/72_cluster.ipynb #731ce0e0
 def _submit(self, call, known):
     "The name of a task, and its future, None: its result is there"
-    task = _pickled(call, self.tasks, known)
+    task = _pickled((call, _declared()), self.tasks, known)
     name = blake2b(task+self._versions, digest_size=16).hexdigest()
     if self.tasks.exists(f'{name}.result'):
         self.cost['kept'] += 1
@@ -262,19 +273,21 @@ def _fold(self, df, spec:FeatureSpec, digest, progress=lambda it, **kw: it)->tup
     who,_ = patient_codes(df)
     mixed = (np.diff(who) < 0).any()
     order = np.argsort(who, kind='stable') if mixed else None
-    ends = _ends(who[order] if mixed else who, PART_ROWS)
     if not shelf.exists('stay.npy'): # the last file that is written
+        ends = _ends(who[order] if mixed else who, PART_ROWS)
+        save_array(shelf, 'ends.npy', np.array(ends))
         columns = [c for c in df if c != 'label']
         rows = ((lo, hi) if not mixed else order[lo:hi] for lo,hi in zip([0, *ends], ends))
         tables = (df[columns].iloc[o] if mixed else df.iloc[o[0]:o[1]][columns] for o in rows)
         calls = ((fold_part, (t, spec, shelf, i), {}) for i,t in enumerate(tables))
         found = zip(*self.run(calls, progress, total=len(ends)))
         for name,parts in zip(('hour', 'stay'), found): save_array(shelf, f'{name}.npy', np.concatenate(parts))
-    hour,stay = (np.array(load_array(shelf, f'{o}.npy')) for o in ('hour', 'stay'))
-    if not mixed: return Parts(shelf, tuple(ends), len(spec.names), np.dtype(spec.dtype)), hour, stay
+    hour,stay,ends = (np.array(load_array(shelf, f'{o}.npy')) for o in ('hour', 'stay', 'ends'))
+    shape = shelf, tuple(ends.tolist()), len(spec.names), np.dtype(spec.dtype)
+    if not mixed: return Parts(*shape), hour, stay
     place = np.empty(len(who), np.int64)
     place[order] = np.arange(len(who))
-    return Parts(shelf, tuple(ends), len(spec.names), np.dtype(spec.dtype), place), hour[place], stay[place]
+    return Parts(*shape, place), hour[place], stay[place]
 Cluster.fold = _fold
 
 # %% ../../nbs/model/72_cluster.ipynb #dea50290
