@@ -10,6 +10,7 @@ from sepsis_nb.model.compare import ablation, baselines
 from sepsis_nb.model.explain import fold_gain, permutation
 from sepsis_nb.model.job import Job
 from sepsis_nb.model.kinds import KINDS, fit_model
+from sepsis_nb.model.metrics import METRICS, Metric
 from sepsis_nb.model.search import cross_validate, patient_folds
 from sepsis_nb.model.stays import load_stays, sample_weights, table_stays
 from sepsis_nb.settings import load_settings
@@ -159,6 +160,16 @@ def test_a_task_is_known_by_all_that_decides_it(rows, pool):
     pool.cost.update(kept=0)
     run(replace(stays_of(rows, pool), y=1-stays_of(rows).y))
     assert pool.cost['kept'] == 0
+
+def test_kinds_and_metrics_of_a_notebook_go_along(rows, pool, monkeypatch):
+    "What a run declares itself is known to the workers, and forgotten with the run"
+    own = replace(KINDS['XGBoost'], name='Own', fixed=dict(max_bin=16))
+    monkeypatch.setitem(KINDS, 'Own', own)
+    monkeypatch.setitem(SMALL, 'Own', dict(n_estimators=3))
+    monkeypatch.setitem(METRICS, 'positives', Metric('positives', 'positives', of=lambda cohort, k: k.sum()))
+    same(run(stays_of(rows, new_run(pool, 'own')), 'Own'), run(stays_of(rows), 'Own'))
+    monkeypatch.undo()
+    assert 'positives' not in run(stays_of(rows, pool)).resamples
 
 def one_line(e): return '\n' not in str(e.value) and str(e.value)
 

@@ -15,10 +15,13 @@ from importlib import metadata
 from importlib.util import find_spec
 from importlib.resources import files
 from pathlib import Path
+from threading import Thread
 from ..features import FeatureSpec, fold_table, patient_codes
 from .kinds import KINDS, fit_weights
+from .metrics import METRICS
 from .parts import PART_ROWS, Parts, Shelf, load_array, remove, save_array
 from .stays import Stays, features_key
+from ..rows.signals import SIGNALS
 
 # %% ../../nbs/model/72_cluster.ipynb #cf534cc1
 FILE_BYTES = 2**18 # bytes from which an array is a file of its own
@@ -48,7 +51,7 @@ class _Pickler(cloudpickle.Pickler):
         if isinstance(o, np.ndarray) and o.nbytes >= FILE_BYTES and not o.dtype.hasobject: return self._kept(o)
         if isinstance(o, Stays):
             _ = o.hourly # found once, for all tasks
-            left = dict.fromkeys(('df', 'findings', 'counts', 'cluster')) | dict(ids=np.empty(len(o.ids)))
+            left = dict.fromkeys(('df', 'findings', 'counts', 'cluster')) | dict(ids=np.zeros(len(o.ids)))
             return _restored, (o.__dict__ | left,)
         return super().reducer_override(o)
 
@@ -58,11 +61,19 @@ def _pickled(call, shelf, known):
     return file.getvalue()
 
 # %% ../../nbs/model/72_cluster.ipynb #4adeaf0c
+_SHIPPED = dict(KINDS), dict(METRICS)
+def _declared():
+    "Kinds and metrics that the package does not have"
+    return [{k:v for k,v in now.items() if was.get(k) is not v} for now,was in zip((KINDS, METRICS), _SHIPPED)]
+
 def _work(shelf, name):
     "Do one task; wall and CPU seconds, and the size of its result"
     if shelf.exists(f'{name}.result'): return 0., 0., 0
     began,cpu = time.perf_counter(), time.process_time()
-    with shelf.reading(f'{name}.task') as f: fn,args,kw = pickle.load(f)
+    with shelf.reading(f'{name}.task') as f: (fn,args,kw),declared = pickle.load(f)
+    for known,shipped,own in zip((KINDS, METRICS), _SHIPPED, declared):
+        known.clear()
+        known.update(shipped | own)
     found = pickle.dumps(fn(*args, **kw), protocol=5)
     with shelf.writing(f'{name}.result') as f: f.write(found)
     return time.perf_counter()-began, time.process_time()-cpu, len(found)
@@ -81,6 +92,26 @@ def _local(workers):
                         security=Security.temporary(), dashboard_address='127.0.0.1:0', memory_limit=0,
                         silence_logs=logging.CRITICAL)
 
+@contextmanager
+def _quiet():
+    "What Dask logs of connections that end, or do not begin, is said by this module or is no news"
+    names = [logging.getLogger(o) for o in ('distributed', 'distributed.client', 'distributed.nanny', 'tornado')]
+    levels = [o.level for o in names]
+    for o in names: o.setLevel(logging.CRITICAL+1)
+    yield
+    for o,level in zip(names, levels): o.setLevel(level)
+
+def _within(seconds, f, *args, **kw):
+    "What a function returns, or the error that it raises; a `TimeoutError` if it does neither in time"
+    found = [TimeoutError()]
+    def call():
+        try: found[0] = f(*args, **kw)
+        except (OSError, TimeoutError) as e: found[0] = e
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0]
+
 def _client(address):
     "A client, and the `LocalCluster` that was started for it, or None; `ClusterError`"
     try: from distributed import Client
@@ -89,25 +120,22 @@ def _client(address):
     if address.startswith('local'):
         own = _local(int(address.partition(':')[2] or _cores()))
         return Client(own, set_as_default=False), own
-    quiet = logging.getLogger('distributed')
-    level = quiet.level
-    try:
-        quiet.setLevel(logging.CRITICAL)
-        return Client(address, timeout=ANSWER_S, set_as_default=False), None
-    except (OSError, TimeoutError) as e: raise ClusterError(
-        f'cluster {address}: no answer within {ANSWER_S} s ({type(e).__name__}); is `dask scheduler` running there, '
-        'and can this machine reach it?') from None
-    finally: quiet.setLevel(level)
+    # in a thread, because to a port that takes a connection and says nothing Dask listens for ever
+    with _quiet(): found = _within(ANSWER_S, Client, address, timeout=ANSWER_S, set_as_default=False)
+    if isinstance(found, Client): return found, None
+    raise ClusterError(f'cluster {address}: no answer within {ANSWER_S} s ({type(found).__name__}); '
+                       'is `dask scheduler` running there, and can this machine reach it?')
 
 # %% ../../nbs/model/72_cluster.ipynb #1dcc4355
 def own_versions()->dict:
-    "What decides the figures of a task; of `sepsis_nb` the version and a digest of its code"
+    "What decides the figures of a task; of `sepsis_nb` and of the signals (`[data] signals`) a digest, too"
     def version(o):
         try: return metadata.version(o)
         except metadata.PackageNotFoundError: return 'none'
     home = Path(str(files('sepsis_nb')))
     code = blake2b(b''.join(p.read_bytes() for p in sorted(home.rglob('*.py'))), digest_size=4).hexdigest()
     known = {'python':platform.python_version(), 'sepsis_nb':f'{version("sepsis-nb")} (code {code})'}
+    known['signals'] = blake2b(repr(sorted(SIGNALS.items())).encode(), digest_size=4).hexdigest()
     return known | {o:version(o) for o in ('lightgbm', 'numpy', 'pandas', 'scikit-learn', 'xgboost-cpu')}
 
 def check_versions(address, found:dict, here=None): # found: worker to `own_versions`, or to the error in their place
@@ -163,7 +191,7 @@ class Cluster:
 # %% ../../nbs/model/72_cluster.ipynb #731ce0e0
 def _submit(self, call, known):
     "The name of a task, and its future, None: its result is there"
-    task = _pickled(call, self.tasks, known)
+    task = _pickled((call, _declared()), self.tasks, known)
     name = blake2b(task+self._versions, digest_size=16).hexdigest()
     if self.tasks.exists(f'{name}.result'):
         self.cost['kept'] += 1
@@ -221,15 +249,6 @@ def open_cluster(
         for o in filter(None, (client, own)): o.close()
         raise
 
-@contextmanager
-def _quiet():
-    "What Dask logs of connections that end is no news when the cluster ends"
-    names = [logging.getLogger(o) for o in ('distributed', 'distributed.client', 'distributed.nanny', 'tornado')]
-    levels = [o.level for o in names]
-    for o in names: o.setLevel(logging.CRITICAL+1)
-    yield
-    for o,level in zip(names, levels): o.setLevel(level)
-
 def close_cluster(cluster:Cluster, done=False): # done: the run has succeeded, its tasks are not needed any more
     "End the workers that were started here"
     with _quiet():
@@ -254,19 +273,21 @@ def _fold(self, df, spec:FeatureSpec, digest, progress=lambda it, **kw: it)->tup
     who,_ = patient_codes(df)
     mixed = (np.diff(who) < 0).any()
     order = np.argsort(who, kind='stable') if mixed else None
-    ends = _ends(who[order] if mixed else who, PART_ROWS)
     if not shelf.exists('stay.npy'): # the last file that is written
+        ends = _ends(who[order] if mixed else who, PART_ROWS)
+        save_array(shelf, 'ends.npy', np.array(ends))
         columns = [c for c in df if c != 'label']
         rows = ((lo, hi) if not mixed else order[lo:hi] for lo,hi in zip([0, *ends], ends))
         tables = (df[columns].iloc[o] if mixed else df.iloc[o[0]:o[1]][columns] for o in rows)
         calls = ((fold_part, (t, spec, shelf, i), {}) for i,t in enumerate(tables))
         found = zip(*self.run(calls, progress, total=len(ends)))
         for name,parts in zip(('hour', 'stay'), found): save_array(shelf, f'{name}.npy', np.concatenate(parts))
-    hour,stay = (np.array(load_array(shelf, f'{o}.npy')) for o in ('hour', 'stay'))
-    if not mixed: return Parts(shelf, tuple(ends), len(spec.names), np.dtype(spec.dtype)), hour, stay
+    hour,stay,ends = (np.array(load_array(shelf, f'{o}.npy')) for o in ('hour', 'stay', 'ends'))
+    shape = shelf, tuple(ends.tolist()), len(spec.names), np.dtype(spec.dtype)
+    if not mixed: return Parts(*shape), hour, stay
     place = np.empty(len(who), np.int64)
     place[order] = np.arange(len(who))
-    return Parts(shelf, tuple(ends), len(spec.names), np.dtype(spec.dtype), place), hour[place], stay[place]
+    return Parts(*shape, place), hour[place], stay[place]
 Cluster.fold = _fold
 
 # %% ../../nbs/model/72_cluster.ipynb #dea50290
