@@ -12,7 +12,8 @@ os.umask(0o077) # as the commands do, which `sepsis doctor` checks
 signal.signal(signal.SIGINT, signal.default_int_handler) # `nohup make test &` ignores it, and children inherit that
 
 # What takes longest, in this order, so that nothing long is left for one process at the end
-LONG = ('test_train.py', 'test_wheel.py', 'notebook[how_to', 'test_chaos.py::test_nothing_', 'notebook[prove/32_chaos',
+LONG = ('test_train.py', 'test_wheel.py', 'notebook[how_to', 'notebook[runbook', 'notebook[monitor',
+        'test_chaos.py::test_nothing_', 'notebook[prove/32_chaos',
         'notebook[prove/20_bench', 'test_grow.py', 'notebook[prove/', 'test_model.py', 'test_security.py',
         'notebook[0', 'test_operate.py', 'test_worker.py', 'test_producer.py', 'test_bytes.py', 'test_topics.py',
         'notebook[stream/', 'notebook[model/', 'test_cli.py', 'test_broker.py', 'notebook[')

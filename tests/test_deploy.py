@@ -132,10 +132,13 @@ def test_the_rules_can_fail(line, words):
 
 def test_prometheus_and_grafana_name_what_there_is():
     p = yaml.safe_load((DEPLOY/'prometheus/prometheus.yml').read_text())
-    assert set(p) == {'global', 'rule_files', 'scrape_configs'}
+    assert set(p) == {'global', 'rule_files', 'scrape_configs'} and p['rule_files'] == ['alerts.yml']
     for job in p['scrape_configs']:
         assert set(job) <= {'job_name', 'static_configs', 'dns_sd_configs'}
-        for d in job.get('dns_sd_configs', []): assert set(d['names']) <= set(SERVICES) and d['type'] == 'A'
+        for d in job.get('dns_sd_configs', []):
+            env = {k:str(v) for k,v in SERVICES[d['names'][0]]['environment'].items()}
+            assert d['type'] == 'A' and d['port'] == int(env['SEPSIS_WORKER_WEB_PORT'])
+            assert env['SEPSIS_WORKER_WEB_HOST'] == '0.0.0.0', 'nobody could ask it'
     source, = yaml.safe_load((DEPLOY/'grafana/provisioning/datasources/prometheus.yml').read_text())['datasources']
     assert source['url'] == 'http://prometheus:9090'
     boards, = yaml.safe_load((DEPLOY/'grafana/provisioning/dashboards/sepsis.yml').read_text())['providers']
