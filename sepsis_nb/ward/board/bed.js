@@ -72,13 +72,14 @@
     if (a.explanation === 'none') return el('p', { class: 'note' }, 'This kind of model has no exact explanation of a single risk.');
     if (!a.explanation) return el('p', { class: 'note' }, 'No explanation came with this alert.');
     const most = Math.max(...a.explanation.map(o => Math.abs(o.effect ?? 0)), 1e-9);
+    const timed = a.explanation.some(o => o.hours !== null);
     const body = a.explanation.map(o => {
       const bar = el('span', { class: o.effect < 0 ? 'bar down' : 'bar', 'aria-hidden': 'true' });
       bar.style.width = `${Math.round(100 * Math.abs(o.effect ?? 0) / most)}%`;
       return el('tr', {}, el('th', { scope: 'row' }, o.text ?? o.signal ?? ''), el('td', { class: 'n' }, o.value === null ? 'unknown' : `${number(o.value)} ${o.unit ?? ''}`),
-        el('td', {}, o.hours === null ? '' : age(o.hours * 3.6e6)), el('td', {}, o.effect === null ? '' : o.effect < 0 ? '↓ lowers' : '↑ raises'), el('td', { class: 'bars' }, bar));
+        timed ? el('td', {}, o.hours === null ? '' : age(o.hours * 3.6e6)) : null, el('td', {}, o.effect === null ? '' : o.effect < 0 ? '↓ lowers' : '↑ raises'), el('td', { class: 'bars' }, bar));
     });
-    return el('table', {}, el('thead', {}, el('tr', {}, ...['What moved the risk most', 'Value', 'Measured before', 'Risk', ''].map((t, i) => el('th', { scope: 'col', class: i === 1 ? 'n' : null }, t)))),
+    return el('table', {}, el('thead', {}, el('tr', {}, ...['What moved the risk most', 'Value', timed ? 'Measured before' : null, 'Risk', ''].map((t, i) => t === null ? null : el('th', { scope: 'col', class: i === 1 ? 'n' : null }, t)).filter(Boolean))),
       el('tbody', {}, ...body));
   }
   function alertBox(a, i) {
