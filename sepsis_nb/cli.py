@@ -422,9 +422,10 @@ def _acks(patient, last, out):
 def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
     from sepsis_nb.stream.doctor import CHECKS
+    from sepsis_nb.ward.check import check_workers
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for name,check in CHECKS.items():
+    for name,check in (CHECKS | dict(workers=check_workers)).items():
         try: click.echo(printable(f'ok    {name}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise
