@@ -61,8 +61,9 @@ def labels_of(e, exposed):
 def test_a_query_asks_for_what_there_is(name, expr, shown, exposed):
     assert shown <= labels_of(promql.parse(expr), exposed)
 
-@pytest.mark.parametrize('wrong', ['sum(sepsis_nothing)', 'sum by (ward) (sepsis_lag_rows)', 'sepsis_rows_total{bed="1"}',
-                                   'sepsis_lag_rows > sepsis_ready', 'sum(sepsis_lag_rows) > on (instance) sepsis_ready'])
+@pytest.mark.parametrize('wrong', [
+    'sum(sepsis_nothing)', 'sum by (ward) (sepsis_lag_rows)', 'sepsis_rows_total{bed="1"}',
+    'sepsis_lag_rows > sepsis_ready', 'sum(sepsis_lag_rows) > on (instance) sepsis_ready'])
 def test_the_check_can_fail(wrong, exposed):
     with pytest.raises(AssertionError): labels_of(promql.parse(wrong), exposed)
     with pytest.raises(ValueError): promql.parse(wrong+')')

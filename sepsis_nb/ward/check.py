@@ -42,8 +42,9 @@ def metric_findings(now:dict, before:dict, seconds:float, at:float)->list:
         'start another worker, as many as there are partitions')
     if lag and silent_s > NO_COMMIT_S: wrong.append(f'rows wait and none was committed for {silent_s:.0f} s; '
         'its log says why, and after [worker] stuck_s it starts again by itself')
-    if rows and (n := dead.total()-dead['forgotten']) > MOST_DEAD*rows: wrong.append(f'{n:,.0f} of {rows:,.0f} messages '
-        f'could not be scored, most of them: {dead.most_common(1)[0][0]}; `sepsis redrive` lists them')
+    if rows and (n := dead.total()-dead['forgotten']) > MOST_DEAD*rows: wrong.append(
+        f'{n:,.0f} of {rows:,.0f} messages could not be scored, most of them: {dead.most_common(1)[0][0]}; '
+        '`sepsis redrive` lists them')
     if n := of('sepsis_unanswered_total'): wrong.append(f'{n:,.0f} rows left the topic before they were answered; '
         'give the input topic a longer retention, and start more workers')
     if budget and alerts > due+2*due**.5: wrong.append(
