@@ -100,10 +100,14 @@ def _topics_grow(partitions, settle, yes):
 @click.option('--map', default='', help='Map of the files: a built-in name, or a TOML file.')
 @click.option('--quiet', is_flag=True, help='No progress bar.')
 @click.option('--verbose', is_flag=True, help='A line for each row (shows patient data).')
-def _produce(paths, **options):
+@click.option('--metrics-port', type=click.IntRange(1, 65_535), help='Serve /metrics at this port of this machine.')
+def _produce(paths, metrics_port, **options):
     "Stream rows of PATHS (CSV, psv, parquet, zip, folder, or 'sample') to the input topic."
     from sepsis_nb.producer import produce
     s = load_settings()
+    if metrics_port:
+        from sepsis_nb.ward.metrics import serve_producer
+        options['watch'] = partial(serve_producer, metrics_port)
     sys.exit(produce(list(paths), s.kafka, s.topics.input, **options).failed > 0)
 
 # %% ../nbs/06_cli.ipynb #94c2da42
@@ -423,9 +427,10 @@ def _acks(patient, last, out):
 def _doctor():
     "Check every part from Java to the model, and show what to do; exit code 1 if something is missing."
     from sepsis_nb.stream.doctor import CHECKS
+    from sepsis_nb.ward.check import check_workers
     s,missing = load_settings(),0
     click.echo(f'ok    settings: {find_settings() or "built-in defaults"}')
-    for name,check in CHECKS.items():
+    for name,check in (CHECKS | dict(workers=check_workers)).items():
         try: click.echo(printable(f'ok    {name}: {check(s)}'))
         except Exception as e:
             if not is_expected(e): raise

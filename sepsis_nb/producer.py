@@ -230,6 +230,7 @@ def produce(
     patience_s:float=300,       # How long a row may wait for a broker that has gone away
     map:str='',                 # Of the files, see `read`
     echo=partial(print, flush=True), # Takes a line of text; a pipe or a log file has it at once
+    watch=None,                 # Called with the `Outbox` before its first row, e.g. to serve its counts
 )->Sent:
     "Stream files; `ConnectionError`: no broker; `DeliveryError`: rows were lost; `ValueError`: bad input"
     if loops is not None and loops < 1 or pause < 0:
@@ -244,6 +245,7 @@ def produce(
     shown = (lambda text: echo(printable(f'Sent: {text}'))) if verbose else None
     with stop_on_signal() as stop:
         box = Outbox(connect(kafka, topic, patience_s), topic, stop, patience_s)
+        if watch: watch(box)
         echo(f"Streaming {len(df)} records to Kafka topic '{topic}'...")
         try: _send_passes(box, df, due, loops, pause, bar, shown)
         finally: sent = _close(box, echo)

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CONTRACT', 'FORMAT', 'LARGEST', 'FITTED', 'spec_hash', 'contract', 'read_policy', 'check_keys', 'check_terms',
-           'read_terms', 'model_file', 'read_model', 'reference_rows', 'check_reference', 'stay_marks', 'read_marks',
-           'fitted_patients', 'check_model', 'log_model', 'log_scaler']
+           'read_terms', 'model_file', 'read_model', 'logged_at', 'reference_rows', 'check_reference', 'stay_marks',
+           'read_marks', 'fitted_patients', 'check_model', 'log_model', 'log_scaler']
 
 # %% ../../nbs/model/60_contract.ipynb #f6967e78
 import json, numpy as np, pandas as pd, reprlib, tempfile, warnings, zipfile
 from collections import namedtuple
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from ..features import FeatureSpec, fold, new_states, prepare
@@ -181,6 +182,13 @@ def read_model(folder:Path)->tuple: # folder: of a fetched model
     except RegistryError: raise
     except Exception as e: raise RegistryError(f'{file} cannot be read ({type(e).__name__}: '
         f'{reprlib.repr(str(e))}); restore it, or log the model again') from None
+
+# %% ../../nbs/model/60_contract.ipynb #98d8ed45
+def logged_at(folder:Path)->float|None: # folder: of a fetched model
+    "When a model was logged, Unix s; None: its files do not say"
+    found = _parsed(Path(folder)/'MLmodel', 256_000, _yaml)
+    try: return datetime.fromisoformat(str(found['utc_time_created'])).replace(tzinfo=UTC).timestamp()
+    except (KeyError, TypeError, ValueError): return None
 
 # %% ../../nbs/model/60_contract.ipynb #54e25f16
 LARGEST = 1e38 # forests and XGBoost compute in float32, and refuse a whole batch for one value beyond it

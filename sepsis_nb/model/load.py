@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from ..features import FeatureSpec
-from .contract import LARGEST, check_model, check_reference, model_file, read_marks, read_model
+from .contract import LARGEST, check_model, check_reference, logged_at, model_file, read_marks
+from .contract import read_model
 from .contract import read_policy, read_terms, reference_rows, spec_hash
 from .heldout import HELDOUT # noqa: F401 (the module gives a scorer `heldout` and `evaluate`)
 from .kinds import read_skops, versions
@@ -73,6 +74,7 @@ def folder_scorer(
     def inputs(X): return np.clip((X-mean)/scale if scaler else X, -LARGEST, LARGEST)
     def proba(X): return raw_proba(inputs(X))
     explain = kind.contributions and (lambda X: kind.contributions(model, inputs(X)))
+    terms = terms | dict(logged=logged_at(folder))
     return Scorer(spec, policy, ref.name, ref.version, ref.run_id, proba, terms, calibration, limits, explain,
                   read_marks(Path(folder)), tracking_uri)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Sample', 'PROGRAMS', 'TREES', 'BASE', 'Contender', 'in_order', 'rows_per_s', 'cpu_us', 'latency', 'ratios_to',
            'round_summary', 'range_text', 'monitor_rows', 'log_models', 'contenders', 'Benchmark', 'bytes_a_patient',
-           'count_answers', 'state_reads', 'scale_turn']
+           'metrics_cost', 'count_answers', 'state_reads', 'scale_turn']
 
 # %% ../../nbs/prove/20_bench.ipynb #83d7c58d
 import asyncio, numpy as np, pandas as pd, psutil, re, sys, time, tracemalloc, uuid
@@ -19,11 +19,13 @@ from importlib.resources import files
 from ..data import encode, messages
 from ..features import SPECS
 from .audit import audit_topic, origin
-from .harness import WORKER, Line, interleave, rows_waiting, sending, toy_store
+from .harness import WORKER, Line, as_records, interleave, rows_waiting, sending, toy_store
 from ..rows.signals import MONITOR
 from ..stream.broker import Broker, free_port
 from ..stream.kafka import read_topic
+from ..stream.scoring import score_batch
 from ..stream.states import LastRow, Patients
+from ..ward.metrics import MeasuredScorer, Meter
 
 # %% ../../nbs/prove/20_bench.ipynb #8d8d7d17
 Sample = namedtuple('Sample', 's answers cpu_s broker_cpu_s') # Unix s; CPU of all processes, and of the broker
@@ -247,6 +249,24 @@ def crowded(self:Benchmark, name, k): # k: round
         p = line.start()
         line.answered(last+n//10)
         return r | dict(start_s=_first_answer(line, p.began)[0]-p.began)
+
+# %% ../../nbs/prove/20_bench.ipynb #64ecdb03
+def metrics_cost(scorer, df, rounds=5, batch_rows=2000): # df: rows in the order to send
+    "(rounds,) CPU of scoring rows and counting them, over that of scoring alone"
+    records = as_records(df)
+    def cpu_s(scorer, meter):
+        patients,began = {p:Patients(scorer.spec) for p in range(2)}, time.process_time()
+        for i in range(0, len(records), batch_rows):
+            part = records[i:i+batch_rows]
+            batch = score_batch(scorer, patients, part, 1_000_000)
+            if meter: meter.see(batch, part)()
+        return time.process_time()-began
+    def turn(metered):
+        own = MeasuredScorer.of(scorer) if metered else scorer
+        return cpu_s(own, Meter(own) if metered else None)
+    turn(True) # compiled, and in the caches
+    found = [{o:turn(o) for o in ((True, False) if k%2 else (False, True))} for k in range(rounds)]
+    return np.array([o[True]/o[False] for o in found])
 
 # %% ../../nbs/prove/20_bench.ipynb #88e530f7
 def count_answers(answers, ends): # answers: Kafka records; ends: of the input, from `Line.ends`

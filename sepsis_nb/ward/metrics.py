@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY_H', 'TEXT_TYPE', 'Buckets', 'hours_passed', 'Seen', 'MeasuredScorer', 'Meter', 'Standing', 'not_ready',
-           'WorkerCollector', 'new_registry', 'metrics_text']
+           'WorkerCollector', 'new_registry', 'metrics_text', 'AskedCollector', 'metrics_app', 'serve_producer']
 
 # %% ../../nbs/ward/10_metrics.ipynb #7a157d57
 import numpy as np, time
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from fastcore.basics import patch
 from importlib import import_module
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import make_asgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from typing import NamedTuple
 from ..features import DATE_H, FIRST, HOUR, STAY, missing_needs
@@ -209,3 +210,26 @@ def new_registry(*collectors):
 
 TEXT_TYPE = CONTENT_TYPE_PLAIN_0_0_4 # of `generate_latest`'s bytes
 def metrics_text(registry)->bytes: return generate_latest(registry)
+
+# %% ../../nbs/ward/10_metrics.ipynb #b968b9df
+class AskedCollector:
+    "Metrics by name: kind ('counter' or 'gauge'), what it is, function that gives its value"
+    def __init__(self, **metrics): self.metrics = metrics
+    def describe(self): return []
+    def collect(self):
+        kinds = dict(counter=CounterMetricFamily, gauge=GaugeMetricFamily)
+        for name,(kind,about,value) in self.metrics.items(): yield kinds[kind](name, about, value())
+
+def metrics_app(**metrics): # as of `AskedCollector`
+    "An ASGI app that answers with these and with the process, to be mounted at /metrics"
+    return make_asgi_app(new_registry(AskedCollector(**metrics)))
+
+def serve_producer(port:int, box, host:str='127.0.0.1'): # box: the `Outbox` of a producer
+    "Serve its metrics until the process ends; the server; `OSError`: the port is taken"
+    found = AskedCollector(
+        sepsis_producer_acknowledged=('counter', 'Rows that the broker has', lambda: box.acknowledged),
+        sepsis_producer_failed=('counter', 'Rows that were refused or had no answer in time', lambda: box.failed),
+        sepsis_producer_passes=('counter', 'Passes of which every row was acknowledged', lambda: box.passes),
+        sepsis_producer_waiting=('gauge', 'Rows without an answer yet', lambda: len(box.waiting)))
+    try: return start_http_server(port, host, new_registry(found))[0]
+    except OSError as e: raise type(e)(e.errno, f'port {port} for metrics cannot be used ({e.strerror})') from None
