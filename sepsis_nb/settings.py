@@ -134,8 +134,11 @@ class Worker:
     stuck_s:float = 30.                  # rows wait and none is processed for this long: end, and start again
     forget_h:float = 72.                 # a patient without rows for longer has left; then a new stay begins
     max_message_kb:int = 512             # a larger input goes to the dead-letter topic, truncated; 850 at most
+    explain:str = 'alerts'               # what carries an explanation: alerts; or all: every output, which is slow
     def __post_init__(self):
         _check_name('app_id', self.app_id)
+        if self.explain not in ('alerts', 'all'): raise ValueError(
+            f'explain {_short(self.explain)!r} is neither alerts nor all')
         if not _is_host(self.web_host): raise ValueError(f"web_host '{_short(self.web_host)}' is not a host's name or "
             'address; 127.0.0.1 serves this machine alone')
         _check_range(self, batch_rows=(1, 100_000), within_ms=(0, 2000), web_port=(0, 65_535), stop_s=(1, 600),
