@@ -286,7 +286,7 @@ def _value(op, s, a, b, m):
 
 # %% ../nbs/01_features.ipynb #bd86554e
 @_compiled
-def _fold(states, who, time, rows, program, before, out, hour, stay):
+def _fold(states, who, time, rows, program, before, age, out, hour, stay):
     p = Program(*program) # handed over as a plain tuple: numba takes 0.3 ms a call to recognise a named one
     op,a,b,column,m,w = p.op, p.a, p.b, p.column, len(p.block), np.empty(p.asked.shape)
     flat = w.reshape(-1)
@@ -295,6 +295,7 @@ def _fold(states, who, time, rows, program, before, out, hour, stay):
         _clock(s, time[i], p)
         for j in range(before.shape[1]): before[i,j] = s[p.block[j]+LAST]
         _take(s, rows[i], p)
+        for j in range(age.shape[1]): age[i,j] = s[HOUR]-s[p.block[j]+T_LAST]
         _windows(s, p, w)
         for f in range(p.own): # unsigned: no test for indices that count from the end
             x = flat[np.uint64(a[f])] if op[f] == _WINDOW else _value(op[f], s, a[f], b[f], m)
@@ -315,6 +316,7 @@ def fold(
     time:np.ndarray,   # (n,) hours; NaN: the row has no time
     rows:np.ndarray,   # (n, len(spec.signals)) cleaned values, see `rows.signals.clean`; NaN: not measured
     before:np.ndarray|None=None, # (n, len(spec.signals)) float64, filled with the hourly values before each row
+    age:np.ndarray|None=None,    # The same, filled with the hours since each was measured, 0: in this hour; NaN: never
 )->Folded:
     "Fold rows in their order of arrival into their patients' states; `ValueError` for states of another spec"
     n,who = len(rows), np.asarray(who, np.int64)
@@ -324,8 +326,9 @@ def fold(
                          f'which has {spec.width} float64 a patient')
     if n and not (0 <= who.min() and who.max() < len(states)):
         raise ValueError(f'fold: rows of states {who.min()} to {who.max()}, but there are {len(states)}')
-    if n: _fold(states, who, np.asarray(time, float), np.ascontiguousarray(rows, float),
-                tuple(spec.program), np.empty((n, 0)) if before is None else before, *out)
+    more = (np.empty((n, 0)) if o is None else o for o in (before, age))
+    if n: _fold(states, who, np.asarray(time, float), np.ascontiguousarray(rows, float), tuple(spec.program), *more,
+                *out)
     return out
 
 # %% ../nbs/01_features.ipynb #5397587d

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Undisturbed', 'without_unit_marks', 'origin', 'is_range', 'last_states', 'clocks_of', 'undisturbed',
-           'differs_from_table', 'TopicAudit', 'audit_topic', 'RunAudit', 'audit_run', 'lost_ranges', 'answered_in',
-           'Life', 'audit_lives']
+           'differs_from_table', 'differs_from_explained', 'TopicAudit', 'audit_topic', 'RunAudit', 'audit_run',
+           'lost_ranges', 'answered_in', 'Life', 'audit_lives']
 
 # %% ../../nbs/prove/30_audit.ipynb #b8379c7c
 import itertools, numpy as np, orjson
@@ -13,6 +13,7 @@ from collections import defaultdict
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from fastcore.basics import patch
+from ..model.scorer import Effect
 from ..stream.kafka import default_partition
 from ..stream.scoring import score_batch
 from ..stream.progress import PROGRESS_KEY, Progress, TopicId, unpack_progress
@@ -134,6 +135,20 @@ def differs_from_table(table, outputs): # table: `Scorer.score` of at least the 
     want = dict(zip(zip(table.patient_id, table.time), zip(table.risk.tolist(), table.alert.tolist())))
     return sum((o['prediction_probabilities'][1], o['alert']) != want[o['patient_id'], o['original_data']['time']]
                for o in map(orjson.loads, outputs))
+
+# %% ../../nbs/prove/30_audit.ipynb #2cb9cabc
+def differs_from_explained(table, alerts): # table: `Scorer.explain` of the rows sent, `alerts=True`; alerts: JSON bytes
+    "How many alerts, each patient's in order, have an explanation that is not that of the table, to the last bit"
+    items = table[['patient_id', *Effect._fields]].astype(object)
+    want = {id:o.drop(columns='patient_id').to_dict('records')
+            for id,o in items.where(items.notna(), None).groupby('patient_id')}
+    wrong = 0
+    for o in map(orjson.loads, alerts):
+        left,k = want.get(o['patient_id'], []), len(o['explanation'])
+        wrong += o['explanation'] != left[:k]
+        want[o['patient_id']] = left[k:]
+    return wrong+sum(map(bool, want.values()))
+
 
 # %% ../../nbs/prove/30_audit.ipynb #5c530bd7
 @dataclass

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from fastcore.basics import patch
 from tqdm import tqdm
 from ..data import read
-from .audit import RunAudit, audit_lives
+from .audit import RunAudit, audit_lives, differs_from_explained
 from .chaos_line import ChaosLine, fresh_stays
 from .harness import WORKER, repeat_stays, rows_waiting, sending
 from .host import HOST
@@ -113,7 +113,7 @@ class ChaosRun:
     codes:Counter # Exit codes of workers, to how often
     ends:list     # Exit codes of the last workers, asked to stop when all was done
     sent:int      # Rows that the broker acknowledged to the producer
-    table_differs:int   # Outputs that are not what scoring the table gives
+    table_differs:int   # Outputs that are not what scoring the table gives, alerts that it explains otherwise
     unsaid:list   # Kinds of faults that should be in the log, and are not
     answers:np.ndarray = field(repr=False) # (n,) Unix s of each input's first output or dead letter, in order of time
     began = property(lambda self: min(self.audit.inputs.values())/1000)
@@ -153,13 +153,15 @@ def lives_from(lives, n, first): # first: partition to offset
     "The lives from number `n` on, of which the first begins at these offsets"
     return [replace(lives[n], records=[m for m in lives[n].records if m.offset >= first[m.partition]]), *lives[n+1:]]
 
-def differs_from_fold(scorer, outputs): # JSON bytes, in the order of each patient's rows
-    "How many outputs have a risk or alert other than their rows as one table have"
+def differs_from_fold(scorer, outputs, alerts): # JSON bytes, in the order of each patient's rows
+    "How many outputs have a risk or alert, and how many alerts an explanation, other than their rows as one table"
     outputs = list(map(orjson.loads, outputs))
     df = pd.DataFrame([o['original_data'] for o in outputs])
-    table = scorer.score(df.astype(dict.fromkeys(df.columns.drop('patient_id'), float)))
-    return sum((o['prediction_probabilities'][1], o['alert']) != want
-               for o,want in zip(outputs, zip(table.risk.tolist(), table.alert.tolist())))
+    df = df.astype(dict.fromkeys(df.columns.drop('patient_id'), float))
+    table,told = scorer.score(df), scorer.explain(df, alerts=True)
+    wrong = sum((o['prediction_probabilities'][1], o['alert']) != want
+                for o,want in zip(outputs, zip(table.risk.tolist(), table.alert.tolist())))
+    return wrong+differs_from_explained(told, alerts)
 
 def judge(line, scorer, lives):
     "(`Undisturbed`, `RunAudit`) of a line"
@@ -191,7 +193,7 @@ def chaos(folder, store, data, faults, rows=150_000, rate=500, seed=0, cmd=WORKE
         other = line.other and judge(line.other, scorer, lives_from(line.lives, line.other.life, line.other.first))[1]
         text = line.text()
     answers = np.sort([*audit.outputs.when.values(), *audit.dead.when.values()])/1000
-    differs = differs_from_fold(scorer, [value for _,_,value,_ in want.outputs.values()])
+    differs = differs_from_fold(scorer, *([v for *_,v,_ in o.values()] for o in (want.outputs, want.alerts)))
     unsaid = sorted({f.kind for f in faults if SAID.get(f.kind, '') not in text})
     return ChaosRun(audit, other, faults, line.exit_codes(), ends, sent, differs, unsaid, answers)
 

@@ -21,7 +21,7 @@ class Operation:
     "What a feature does with its signal"
     name:str
     reads:str          # row: the present row; last, stay, window: hourly values; clock: no signal; feature: others
-    label:str          # For a reader: {s} is the signal, {h} the hours
+    label:str          # For a reader: {s} is the signal, {o} the second one, {h} the hours
     signals:int        # How many it takes
     count_label:str    # Where the signal is itself a count of measurements; empty: as `label`
 

@@ -282,7 +282,7 @@ async def process(self:Pipeline, messages, ends, done): # ends: partition to the
         patients,w = await self.load({m.partition for m in messages}), self.settings.worker
         await self.look(patients, messages)
         batch = score_batch(self.scorer, patients, messages, w.max_message_kb*1024, w.silence_ms, self.grown,
-                            self.feed, w.explain == 'all')
+                            self.feed, w.explain)
         for p in batch.partitions: patients[p].progress.end = max(patients[p].progress.end, ends[p])
         counted = self.measure(batch, messages)
         def delivered(): self.next |= ends; done(); counted()
