@@ -38,7 +38,8 @@ def metric_findings(now:dict, before:dict, seconds:float, at:float)->list:
     due,wrong = budget*days, []
     if not of('sepsis_partitions_assigned'): wrong.append('no partition is assigned to it: there are more workers than '
         'partitions, or the group is sharing them out; `sepsis topics grow` makes more partitions')
-    if lag > was > 0: wrong.append(f'the lag grows: {lag:,.0f} rows wait, {lag-was:,.0f} more than {seconds:.0f} s ago; '
+    if lag > was > 0: wrong.append(
+        f'the lag grows: {lag:,.0f} rows wait, {lag-was:,.0f} more than {seconds:.0f} s ago; '
         'start another worker, as many as there are partitions')
     if lag and silent_s > NO_COMMIT_S: wrong.append(f'rows wait and none was committed for {silent_s:.0f} s; '
         'its log says why, and after [worker] stuck_s it starts again by itself')
