@@ -24,7 +24,7 @@ def exposed(store):
     "Name of each metric that a worker exposes, once every kind of thing has happened, to its labels"
     scorer = MeasuredScorer.of(store.scorer())
     meter = Meter(replace(scorer, policy=Policy(.3, .25, 6., budget=.2)))
-    meter.add(Counter({'rows':2, 'dead.not-json':1}), [0, 0], 1.)
+    meter.add(Counter({'rows':2, 'dead.not-json':1}), np.zeros(2), 1.)
     meter.indeterminate['missing'] += 1
     standing = Standing({0}, {0}, set(), {0:1}, 1, 100, 0, 1., 1., 5.)
     text = metrics_text(new_registry(WorkerCollector(meter, lambda: standing))).decode()

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, fields
 from fastcore.basics import patch
 from importlib import import_module
+from operator import attrgetter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client import make_asgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -55,7 +56,7 @@ class MeasuredScorer(Scorer):
     def of(cls, scorer): return cls(**{f.name:getattr(scorer, f.name) for f in fields(scorer)})
     def score_rows(self, raw, time, beds, *args, **kwargs):
         "As `Scorer.score_rows`"
-        who = [np.unique(b.who) for b in beds]
+        who = [np.flatnonzero(np.bincount(b.who)) for b in beds] # `unique` sorts, and takes ten times as long
         before = [b.states[k[:,None], [HOUR, STAY]] for b,k in zip(beds, who)]
         o = super().score_rows(raw, time, beds, *args, **kwargs)
         passed = sum(hours_passed(was, b.states[k][:,:max(FIRST, HOUR, STAY)+1])
@@ -64,7 +65,7 @@ class MeasuredScorer(Scorer):
         return o
 
 # %% ../../nbs/ward/10_metrics.ipynb #474663f6
-DAY_H = 24
+DAY_H,_STAMP = 24, attrgetter('timestamp')
 class Meter:
     "Counts of what a worker has delivered"
     def __init__(self, scorer):
@@ -79,20 +80,20 @@ class Meter:
         "The function that counts a `Batch`, once it is delivered"
         seen = self.scorer.seen.pop() if self.scorer.seen else None
         def delivered():
-            self.add(batch.counts, [m.timestamp for m in messages], time.time())
+            stamps = np.fromiter(map(_STAMP, messages), np.int64, len(messages))
+            self.add(batch.counts, stamps, time.time())
             if seen: self.add_rows(seen)
         return delivered
 
 # %% ../../nbs/ward/10_metrics.ipynb #c2413a92
 _KNOWN = 'rows', 'scored', 'alerts', 'repeated', 'waiting', 'forgotten', 'unit_suspect', 'misplaced'
 @patch
-def add(self:Meter, counts, stamps, now): # of a `Batch`; Unix ms by Kafka, -1: not known; Unix s
+def add(self:Meter, counts, stamps, now): # of a `Batch`; (n,) Unix ms by Kafka, -1: not known; Unix s
     "Count a batch"
     self.total.update({k:counts[k] for k in _KNOWN if counts[k]})
     self.dead.update({k.removeprefix('dead.'):v for k,v in counts.items() if k.startswith('dead.')})
     if n := counts['forgotten']: self.dead['forgotten'] += n
     self.size.add(np.array([counts['rows']]))
-    stamps = np.array(stamps)
     if not counts['repeated']: self.latency.add(np.maximum(now-stamps[stamps >= 0]/1000, 0))
     self.note_day(counts['alerts'], 0., now)
 @patch
