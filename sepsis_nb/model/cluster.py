@@ -10,6 +10,7 @@ __all__ = ['FILE_BYTES', 'ANSWER_S', 'log', 'ClusterError', 'own_versions', 'che
 import cloudpickle, io, json, logging, numpy as np, os, pickle, platform, time, weakref
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import fields
 from hashlib import blake2b
 from importlib import metadata
 from importlib.util import find_spec
@@ -53,6 +54,8 @@ class _Pickler(cloudpickle.Pickler):
             _ = o.hourly # found once, for all tasks
             left = dict.fromkeys(('df', 'findings', 'counts', 'cluster')) | dict(ids=np.zeros(len(o.ids)))
             return _restored, (o.__dict__ | left,)
+        if isinstance(o, FeatureSpec): # by its definition, and not with what it has worked out so far
+            return FeatureSpec, tuple(getattr(o, f.name) for f in fields(FeatureSpec))
         return super().reducer_override(o)
 
 def _pickled(call, shelf, known):
@@ -72,8 +75,8 @@ def _work(shelf, name):
     began,cpu = time.perf_counter(), time.process_time()
     with shelf.reading(f'{name}.task') as f: (fn,args,kw),declared = pickle.load(f)
     for known,shipped,own in zip((KINDS, METRICS), _SHIPPED, declared):
-        known.clear()
         known.update(shipped | own)
+        for k in known.keys()-shipped.keys()-own.keys(): del known[k] # of a run before
     found = pickle.dumps(fn(*args, **kw), protocol=5)
     with shelf.writing(f'{name}.result') as f: f.write(found)
     return time.perf_counter()-began, time.process_time()-cpu, len(found)
@@ -241,7 +244,8 @@ def open_cluster(
     try:
         try: client.wait_for_workers(1, timeout=ANSWER_S)
         except TimeoutError: raise ClusterError(
-            f'cluster {address}: the scheduler has no workers; start some with `dask worker {address}`') from None
+            f'cluster {address}: the scheduler has no workers; start some with '
+            f'`dask worker --nthreads 1 {address}`') from None
         check_versions(address, client.run(own_versions, on_error='return'))
         _check_shelf(client, address, tasks)
         return Cluster(address, client, own, shelf, tasks, distributed_booster)
@@ -258,7 +262,10 @@ def close_cluster(cluster:Cluster, done=False): # done: the run has succeeded, i
 # %% ../../nbs/model/72_cluster.ipynb #3b1624ac
 def fold_part(df, spec, shelf, i): # df: rows of some patients; i: number of the part
     "Features of some patients, written as a part; hour and stay of each row"
-    found = fold_table(df, spec)
+    try: found = fold_table(df, spec)
+    except ValueError as e:
+        first,last = df.patient_id.iloc[[0, -1]]
+        raise ValueError(f'row {df.index[0]} and {len(df)-1} more, patients {first} to {last}: {e}') from None
     save_array(shelf, f'X-{i}.npy', found.X)
     return found.hour, found.stay
 
