@@ -73,7 +73,7 @@ def test_reports_have_their_parts(name):
     drawn = [c.source for c in cells if c.cell_type == 'code' and 'plt.subplots' in c.source]
     assert all('set_title' in o or 'show_ratios' in o for o in drawn)
 
-OLDER = {'30_benchmarks.html', '32_scale.html'} # than the template
+OLDER = {'32_scale.html'} # than the template
 @pytest.mark.parametrize('report', sorted((ROOT/'reports').glob('*.html')), ids=lambda p: p.name)
 def test_published(report):
     html = report.read_text()
