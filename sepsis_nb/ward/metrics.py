@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DAY_H', 'TEXT_TYPE', 'Buckets', 'hours_passed', 'Seen', 'MeasuredScorer', 'Meter', 'Standing', 'not_ready',
-           'WorkerCollector', 'new_registry', 'metrics_text', 'AskedCollector', 'metrics_app', 'serve_producer']
+           'WorkerCollector', 'new_registry', 'metrics_text', 'AskedCollector', 'serve_producer']
 
 # %% ../../nbs/ward/10_metrics.ipynb #7a157d57
 import numpy as np, time
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from importlib import import_module
 from operator import attrgetter
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client import make_asgi_app, start_http_server
+from prometheus_client import start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from typing import NamedTuple
 from ..features import DATE_H, FIRST, HOUR, STAY, missing_needs
@@ -220,10 +220,6 @@ class AskedCollector:
     def collect(self):
         kinds = dict(counter=CounterMetricFamily, gauge=GaugeMetricFamily)
         for name,(kind,about,value) in self.metrics.items(): yield kinds[kind](name, about, value())
-
-def metrics_app(**metrics): # as of `AskedCollector`
-    "An ASGI app that answers with these and with the process, to be mounted at /metrics"
-    return make_asgi_app(new_registry(AskedCollector(**metrics)))
 
 def serve_producer(port:int, box, host:str='127.0.0.1'): # box: the `Outbox` of a producer
     "Serve its metrics until the process ends; the server; `OSError`: the port is taken"
