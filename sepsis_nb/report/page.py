@@ -110,7 +110,6 @@ class JobBar:
             self.bar.set_postfix_str(f'{desc} {i}/{total}' if total else f'{desc} {i}')
         self.bar.set_postfix_str('')
     def close(self):
-        if self.bar.disable: return
         self._mark('')
         self.bar.close()
 
@@ -119,9 +118,10 @@ class JobBar:
 def costs(self:JobBar)->pd.DataFrame:
     "Index step; seconds on the wall, of the CPU in this process and in the workers, tasks and MB of tasks and results"
     columns = 'wall_s', 'cpu_s', 'workers_cpu_s', 'tasks', 'moved_mb'
-    found = {a[0]:dict(zip(columns, (b[1]-a[1]).round(1))) for a,b in zip(self.marks, self.marks[1:])}
-    t = pd.DataFrame(found).T.rename_axis('step').reindex(columns=columns)
+    found = [dict(step=a) | dict(zip(columns, at-began)) for (a,began),(_,at) in zip(self.marks, self.marks[1:])]
+    t = pd.DataFrame(found, columns=['step', *columns]).groupby('step', sort=False).sum() # a step may come again
     t.loc['all'] = t.sum()
+    t = t.round(1)
     return t if self.cluster else t[['wall_s', 'cpu_s']]
 
 # %% ../../nbs/report/50_page.ipynb #6edd5382
