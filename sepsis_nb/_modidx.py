@@ -1883,7 +1883,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'sepsis_nb.settings._short': ('settings.html#_short', 'sepsis_nb/settings.py'),
                                     'sepsis_nb.settings._typed': ('settings.html#_typed', 'sepsis_nb/settings.py'),
                                     'sepsis_nb.settings._uncommented': ('settings.html#_uncommented', 'sepsis_nb/settings.py'),
-                                    'sepsis_nb.settings.check_address': ('settings.html#check_address', 'sepsis_nb/settings.py'),
+                                    'sepsis_nb.settings.check_cluster': ('settings.html#check_cluster', 'sepsis_nb/settings.py'),
                                     'sepsis_nb.settings.check_uri': ('settings.html#check_uri', 'sepsis_nb/settings.py'),
                                     'sepsis_nb.settings.find_settings': ('settings.html#find_settings', 'sepsis_nb/settings.py'),
                                     'sepsis_nb.settings.load_settings': ('settings.html#load_settings', 'sepsis_nb/settings.py'),

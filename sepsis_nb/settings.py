@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Secret', 'Kafka', 'Topics', 'check_uri', 'Mlflow', 'Model', 'Worker', 'BrokerConfig', 'Paths', 'Data',
-           'check_address', 'Train', 'private_folder', 'Settings', 'find_settings', 'load_settings']
+           'check_cluster', 'Train', 'private_folder', 'Settings', 'find_settings', 'load_settings']
 
 # %% ../nbs/05_settings.ipynb #6e53a130
 import configparser, os, re
@@ -170,7 +170,7 @@ class Data:
     map:str = ''     # Of the worker's messages: name of a map, or its TOML file; empty: names as in the package
 
 # %% ../nbs/05_settings.ipynb #c38d3b51
-def check_address(text, where): # where: what names it, for messages
+def check_cluster(text, where): # where: what names it, for messages
     "`ValueError` if a text cannot name a cluster"
     if not re.fullmatch(r'(local(:[1-9]\d{0,3})?|tcp://[^\s/@]+:\d{1,5})?', text): raise ValueError(
         f"{where}: '{_short(text)}' is none of local, local:N (N worker processes) and tcp://host:port (a scheduler)")
@@ -180,7 +180,7 @@ class Train:
     "Where training runs"
     cluster:str = '' # local, local:N or tcp://host:port; empty: in one process
     folder:str = ''  # of features and tasks: one that all workers see, or an address of fsspec; empty: `work`
-    def __post_init__(self): check_address(self.cluster, 'cluster')
+    def __post_init__(self): check_cluster(self.cluster, 'cluster')
 
 # %% ../nbs/05_settings.ipynb #9a4e82be
 def _located(home, text, where='[paths]'): # where: what names the path, for messages

@@ -17,7 +17,7 @@ from ..features import FULL, FeatureSpec, SEED_SPEC, SPECS, auto_spec
 from .registry import check_store
 from ..rows.maps import load_map
 from ..rows.spec import parse_features
-from ..settings import Settings, check_address
+from ..settings import Settings, check_cluster
 
 # %% ../../nbs/model/71_job.ipynb #cee9fc47
 MODELS = 'LightGBM', 'RandomForest', 'XGBoost' # known without their libraries, so that a typo fails at once
@@ -77,7 +77,7 @@ def _check_values(job):
         f"parameter extra: '{job.extra}', but the original study has its own features; leave it out")
     if job.protocol == 'seed' and job.map: raise ValueError(
         f"parameter map: '{job.map}', but the original study reads its own columns; leave it out")
-    check_address(job.cluster, 'parameter cluster')
+    check_cluster(job.cluster, 'parameter cluster')
     if job.protocol == 'seed' and job.cluster: raise ValueError(
         f"parameter cluster: '{job.cluster}', but the original study is one short run; leave it out")
     checked = FULL if job.features == 'auto' else job.base_spec # `auto` is known with the data
