@@ -52,7 +52,9 @@ def warm_scorer(settings:Settings, uri:str='')->Scorer: # uri: of the model; emp
     import_booster()
     s = settings
     scorer = load_scorer(uri or s.model.uri, s.model.scaler_uri, s.tracking_uri, s.cache)
-    scorer.patient('nobody').step({scorer.spec.signals[0]:1.})
+    p = scorer.patient('nobody')
+    p.step({scorer.spec.signals[0]:1.})
+    if scorer.contributions: p.explain()
     return scorer
 
 

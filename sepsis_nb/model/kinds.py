@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from .parts import count_rows, fit_rows, row_blocks
 from .registry import RegistryError
 from .stays import Stays, hour_balanced, sample_weights
+from .tree_shap import leaves_of, tree_shap
 
 # %% ../../nbs/model/20_kinds.ipynb #kind_cls
 @dataclass(frozen=True)
@@ -84,6 +85,12 @@ def _read_lightgbm(path):
     m = Booster(model_file=path)
     return m, partial(predict_both, m)
 
+def _lightgbm_contributions(model, X):
+    booster = getattr(model, 'booster_', model)
+    if '_leaves' not in vars(booster): vars(booster)['_leaves'] = leaves_of(booster) # read once
+    leaves = vars(booster)['_leaves']
+    return booster.predict(X, pred_contrib=True, num_threads=1) if leaves is None else tree_shap(leaves, X)
+
 _LIGHTGBM = ModelKind('LightGBM', 'lightgbm.LGBMClassifier', ('lightgbm',), _read_lightgbm,
     fixed=dict(verbose=-1, subsample_freq=1, max_bin=63, force_col_wise=True, enable_bundle=False), # a fifth faster
     start=dict(bags=3, n_estimators=250, num_leaves=16, learning_rate=.05, min_child_samples=500,
@@ -91,7 +98,7 @@ _LIGHTGBM = ModelKind('LightGBM', 'lightgbm.LGBMClassifier', ('lightgbm',), _rea
     grid=dict(num_leaves=[8, 16, 32], learning_rate=[.03, .05, .08], min_child_samples=[100, 500, 1000],
               colsample_bytree=[.05, .1, .2]),
     merge=lambda models: mean_booster([getattr(m, 'booster_', m) for m in models]),
-    contributions=lambda model, X: model.predict(X, pred_contrib=True, num_threads=1))
+    contributions=_lightgbm_contributions)
 
 # %% ../../nbs/model/20_kinds.ipynb #rf_skops
 # beyond what skops trusts by itself; extend only for types without own code

@@ -98,7 +98,9 @@ def _child():
     uri,answer = o['ref']['uri'], {}
     try:
         scorer = folder_scorer(Path(o['folder']), Ref(**o['ref']), o['scaler'])
-        scorer.patient('nobody').step({scorer.spec.signals[0]:1.})
+        p = scorer.patient('nobody')
+        p.step({scorer.spec.signals[0]:1.})
+        if scorer.contributions: p.explain()
     except RegistryError as e: answer = dict(error=str(e))
     except MemoryError: answer = dict(error=f"'{uri}': its files take more than {o['memory_gb']:g} GB of memory")
     except Exception as e: answer = dict(error=f"'{uri}': its files cannot be used ({type(e).__name__}: {e})")
