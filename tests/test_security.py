@@ -93,7 +93,7 @@ def line(safe, store, rows, tmp_path_factory):
     tmp = tmp_path_factory.mktemp('line')
     o = Line(tmp, TALKATIVE, SEPSIS_MLFLOW_TRACKING_URI=store.uri, **safe.login('admin'))
     made,_ = sepsis('topics', 'create', env=o.env)
-    assert made.count(': created') == 5, made
+    assert made.count(': created') == 6, made
     users = '--producer', 'User:monitor', '--worker', 'User:worker', '--consumer', 'User:board'
     ruled,_ = sepsis('topics', 'grant', *users, env=o.env)
     assert f'User:monitor may WRITE topic {o.s.topics.input}\n' in ruled and 'there before' not in ruled, ruled
@@ -169,7 +169,7 @@ def test_the_line_runs_with_just_its_rights(line, safe, rows, way):
     seen,_ = process(sys.executable, '-c', LOUD, *consume, env=board)
     assert sum(o.startswith('{"patient_id"') for o in seen.splitlines()) == 3 and 'DEBUG' in seen, seen[-2000:]
     text,_ = sepsis('doctor', env=worker)
-    assert text.count('ok    ') == 9 and text.count('LACKS ') == 1 and 'LACKS jars' in text, text # not in this cache
+    assert text.count('ok    ') == 10 and text.count('LACKS ') == 1 and 'LACKS jars' in text, text # not in this cache
     assert SECRET not in line.text()
     seconds = re.findall(r'states read .* seconds=([0-9.]+)', line.text())
     assert max(map(float, seconds)) < 20, 'closing a TLS connection waited for its time limit'

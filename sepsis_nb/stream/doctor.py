@@ -24,7 +24,7 @@ def _broker(s):
     raise RuntimeError(f'{now.text}; `sepsis broker start` starts the embedded one')
 def _topics(s):
     from sepsis_nb.stream.kafka import topic_ends
-    return ', '.join(f'{t} ({len(topic_ends(t, s.kafka))} partitions)' for t in s.topics.names())
+    return ', '.join(f'{t} ({len(topic_ends(t, s.kafka))} partitions)' for t in s.topics.of_worker())
 def _rows(s):
     from sepsis_nb.stream.watch import account
     n = account(s.kafka, s.topics)
