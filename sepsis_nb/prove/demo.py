@@ -23,13 +23,14 @@ from ..train import run_training
 from ..ward.board import start_board
 
 # %% ../../nbs/prove/10_demo.ipynb #6a1eaa63
-def hold_out(df, n): # df: from `read`; n: patients to hold out
+def hold_out(df, n, most=1200): # df: from `read`; n: patients to hold out; most: to train on
     "(rows to train on, rows to stream by time); `ValueError` if no patient would be left to train on"
     ids = np.sort(df.patient_id.unique())
     if not 0 < n < len(ids): raise ValueError(
         f'cannot hold out {n} of {len(ids)} patients; give a number from 1 to {len(ids)-1}')
-    held = df.patient_id.isin(set(np.random.default_rng(2026).permutation(ids)[:n]))
-    return df[~held], df[held].sort_values('time', kind='stable')
+    order = np.random.default_rng(2026).permutation(ids)
+    seen,held = (df.patient_id.isin(set(o)) for o in (order[n:n+most], order[:n]))
+    return df[seen], df[held].sort_values('time', kind='stable')
 
 # %% ../../nbs/prove/10_demo.ipynb #ee95d4eb
 WRONG = 'risk or alert not equal to batch'
