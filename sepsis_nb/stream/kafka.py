@@ -136,7 +136,8 @@ def create_topics(kafka:Kafka, topics:Topics)->dict: # Topic name to 'created' o
             if t['error_code'] == TopicAlreadyExistsError.errno: there.add(t['name']) # by another process, meanwhile
             elif t['error_code']: raise for_code(t['error_code'])(f"topic {t['name']}: {t['error_message']}")
         admin.wait_for_topics(names)
-        for t in admin.describe_topics(sorted(there)) if there else []:
+        other = sorted(there-{topics.acks}) # acknowledgements are read apart from rows: any number of partitions serves
+        for t in admin.describe_topics(other) if other else []:
             if (n := len(t['partitions'])) != topics.partitions: raise ValueError(
                 f"topic {t['name']} has {n} partitions, settings.ini [topics] partitions says {topics.partitions}. "
                 'Set it to the same number, or name other topics.')
