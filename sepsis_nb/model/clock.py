@@ -91,4 +91,4 @@ def clock_way(
     scores,last = nested(own, fit, score)
     joined = None if model is None else with_clock(model, last, stays.spec, stays.hour[stays.hourly])
     return Way(CLOCKED, scores, fit_calibration, (limits,)*k, True, joined, kind, uri, clocked_spec(stays.spec),
-               again=lambda rows: learn(rows).apply(raw, stays.hour))
+               again=lambda rows, at: score(learn(rows), at))

@@ -42,7 +42,7 @@ class Way:
     kind:str=''    # Of that model, a key of `KINDS`
     uri:str=''     # Address of the registered model whose scores these are, or that it begins with
     spec:object=None # Of that model, where it has more features than the stays
-    again:object=None # (n,) bool rows to train on -> (n,) scores; None: it cannot be trained on some rows
+    again:object=None # (n,) bool rows to train on, (n,) bool rows -> their scores; None: it cannot train on some rows
 
 def _shifted(base, more): return replace(base, intercept=base.intercept+float(more))
 def _intercept(base, y, r):
@@ -98,7 +98,7 @@ def trained_way(
     def fit(*without): return fit_bag(kind, params, rows, ~np.isin(f, without), one_in, seed)
     out,last = nested(own, fit, lambda m, at: raw_risk(m, stays.X[at]), progress)
     limits = tuple(training_range(stays, (own != i) & (own != (i+1)%k), own == (i+1)%k) for i in range(k))
-    def again(rows): return raw_risk(fit_bag(kind, params, stays, rows, one_in, seed), stays.X)
+    def again(rows, at): return raw_risk(fit_bag(kind, params, stays, rows, one_in, seed), stays.X[at])
     return Way(name, out, fit_calibration, limits, True, last, kind, again=again if home is None else None)
 
 # %% ../../nbs/model/81_site.ipynb #d6cc8f4d
@@ -233,7 +233,7 @@ def _learned(way, stays, fold, n, seed):
     f,out = fold[stays.who], np.empty(len(stays.y))
     for i,raw in enumerate(way.raw):
         k,rows = f == i, subset(stays.septic, fold != i, n, seed)[stays.who]
-        if way.again: out[k] = way.again(rows)[k]
+        if way.again: out[k] = way.again(rows, k)
         else:
             use = rows & stays.hourly
             out[k] = way.learn(stays.y[use], raw[use]).apply(raw[k])
