@@ -2646,7 +2646,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'sepsis_nb.ward.access.board_key': ('ward/access.html#board_key', 'sepsis_nb/ward/access.py')},
             'sepsis_nb.ward.acks': { 'sepsis_nb.ward.acks.Ack': ('ward/acks.html#ack', 'sepsis_nb/ward/acks.py'),
                                      'sepsis_nb.ward.acks._ack_row': ('ward/acks.html#_ack_row', 'sepsis_nb/ward/acks.py'),
-                                     'sepsis_nb.ward.acks._seconds': ('ward/acks.html#_seconds', 'sepsis_nb/ward/acks.py'),
                                      'sepsis_nb.ward.acks._utc': ('ward/acks.html#_utc', 'sepsis_nb/ward/acks.py'),
                                      'sepsis_nb.ward.acks._wrong': ('ward/acks.html#_wrong', 'sepsis_nb/ward/acks.py'),
                                      'sepsis_nb.ward.acks.ack_record': ('ward/acks.html#ack_record', 'sepsis_nb/ward/acks.py'),

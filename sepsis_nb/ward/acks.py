@@ -6,10 +6,11 @@
 __all__ = ['MOST_TEXT', 'LONGEST_SNOOZE_H', 'ACK_KINDS', 'Ack', 'ack_record', 'parse_ack', 'acks_frame']
 
 # %% ../../nbs/ward/21_acks.ipynb #0a0d5da0
-import orjson, pandas as pd, time
+import orjson, pandas as pd
 from typing import NamedTuple
 from ..settings import Settings, load_settings
-from ..stream.kafka import read_topic, topic_offsets_at
+from ..stream.kafka import read_topic
+from ..stream.outputs import offsets_before
 from ..terminal import printable
 
 # %% ../../nbs/ward/21_acks.ipynb #d14de08a
@@ -65,8 +66,8 @@ def acks_frame(
     settings:Settings|None=None,
 )->pd.DataFrame:
     "The acknowledgements, in order of arrival; `ValueError` for another `last`, `LookupError`: no such topic"
-    s,start = settings or load_settings(), None
-    if last: start = topic_offsets_at(s.topics.acks, s.kafka, int((time.time()-_seconds(last))*1000))
+    s = settings or load_settings()
+    start = offsets_before(s.topics.acks, s.kafka, last) if last else None
     found = sorted(read_topic(s.topics.acks, s.kafka, start=start), key=lambda r: r.timestamp)
     rows = [_ack_row(r) for r in found if patient in ('', (r.key or b'').decode(errors='replace'))]
     return pd.DataFrame(rows, columns=['at', 'patient_id', 'kind', 'by', 'reason', 'until', 'alert'])
@@ -79,7 +80,3 @@ def _ack_row(r):
         return _utc(r.timestamp), printable(who), 'unreadable', '', f'{e} (offset {r.partition}/{r.offset})', pd.NaT, ''
     until = pd.NaT if a.until is None else _utc(a.until)
     return _utc(r.timestamp), a.patient_id, a.kind, a.by, a.reason, until, '{}/{}/{}'.format(*a.alert)
-
-def _seconds(last):
-    try: return pd.Timedelta(last).total_seconds()
-    except ValueError: raise ValueError(f"last is '{last}', expected a time such as 12h or 30 days") from None

@@ -56,8 +56,9 @@ def patient_events(
     found = [_row(r, feed) for r in records(t.input)]
     for topic,kind in (t.output, 'risk'), (t.alerts, 'alert'):
         found += [_scored(r, o, kind) for r,o in Outputs(records(topic)).first_records()]
-    try: found += [_ack(r) for r in records(t.acks)]
-    except LookupError: pass
+    try: answers = list(records(t.acks))
+    except LookupError: answers = []
+    found += map(_ack, answers)
     found += [_letter(r) for r in records(t.dead_letter)]
     return pd.DataFrame(found, columns=_COLUMNS).sort_values('at', kind='stable', ignore_index=True)
 
