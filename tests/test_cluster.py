@@ -9,12 +9,13 @@ from sepsis_nb.model.cluster import ClusterError, close_cluster, open_cluster
 from sepsis_nb.model.compare import ablation, baselines
 from sepsis_nb.model.explain import fold_gain, permutation
 from sepsis_nb.model.job import Job
-from sepsis_nb.model.kinds import KINDS, fit_model
+from sepsis_nb.model.kinds import KINDS, fit_model, in_threads
 from sepsis_nb.model.metrics import METRICS, Metric
 from sepsis_nb.model.search import cross_validate, patient_folds
 from sepsis_nb.model.stays import load_stays, sample_weights, table_stays
 from sepsis_nb.settings import load_settings
 from sepsis_nb.train import TrainingFailed, run_training
+from threadpoolctl import threadpool_info, threadpool_limits
 
 pytest.importorskip('distributed')
 SPEC = SPECS['vitals']
@@ -87,6 +88,17 @@ def test_what_follows_is_the_same(rows, pool, here):
         tables = [o.metrics for o in (fair | crossed).values()]
         found.append([gain, shuffled, *tables, ablation(stays, fold, n=5, seeds=1)])
     for a,b in zip(*found): pd.testing.assert_frame_equal(a, b, check_exact=True)
+
+def blas_threads():
+    return max(o['num_threads'] for o in threadpool_info() if o['user_api'] == 'blas')
+
+def test_a_task_has_one_thread_for_products(pool):
+    "As with several, sums over many rows would differ from machine to machine in their last digits"
+    with threadpool_limits(4, 'blas'):
+        assert blas_threads() == 4
+        assert list(in_threads([(blas_threads, (), {})]*2)) == [1, 1]
+        assert blas_threads() == 4
+    with threadpool_limits(4, 'blas'): assert list(pool.run([(blas_threads, (), {})])) == [1]
 
 def test_features_are_the_table(rows, pool, monkeypatch):
     "In parts, whatever the order of the rows, and with two stays of a patient"

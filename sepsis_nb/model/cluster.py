@@ -18,7 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from threading import Thread
 from ..features import FeatureSpec, fold_table, patient_codes
-from .kinds import KINDS, fit_weights
+from .kinds import KINDS, fit_weights, one_blas_thread
 from .metrics import METRICS
 from .parts import PART_ROWS, Parts, Shelf, load_array, remove, save_array
 from .stays import Stays, features_key
@@ -77,7 +77,7 @@ def _work(shelf, name):
     for known,shipped,own in zip((KINDS, METRICS), _SHIPPED, declared):
         known.update(shipped | own)
         for k in known.keys()-shipped.keys()-own.keys(): del known[k] # of a run before
-    found = pickle.dumps(fn(*args, **kw), protocol=5)
+    with one_blas_thread(): found = pickle.dumps(fn(*args, **kw), protocol=5)
     with shelf.writing(f'{name}.result') as f: f.write(found)
     return time.perf_counter()-began, time.process_time()-cpu, len(found)
 

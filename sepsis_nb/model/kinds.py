@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TRUSTED', 'KINDS', 'log', 'ModelKind', 'two_columns', 'predict_both', 'raw_risk', 'row_risks', 'model_columns',
            'merged_booster', 'mean_booster', 'read_skops', 'sklearn_kind', 'versions', 'log_fitted', 'more_params',
-           'candidates', 'ConstantModel', 'fit_model', 'fit_bag', 'fit_weights', 'in_threads', 'run_tasks', 'fit_sets']
+           'candidates', 'ConstantModel', 'fit_model', 'fit_bag', 'fit_weights', 'one_blas_thread', 'in_threads',
+           'run_tasks', 'fit_sets']
 
 # %% ../../nbs/model/20_kinds.ipynb #d6ba2b0a
 import logging, numpy as np, platform, re
@@ -257,11 +258,17 @@ def _mean(name, models):
     merge = KINDS[name].merge
     return merge(models) if merge and not isinstance(models[0], ConstantModel) else models[0]
 
+def one_blas_thread():
+    "While it is entered NumPy's products use one thread: with several, sums of many rows differ in their last digits"
+    from threadpoolctl import threadpool_limits
+    return threadpool_limits(1, 'blas')
+
 def in_threads(calls, progress=lambda it, **kw: it):
     "Results of the calls (from joblib's `delayed`) in their order"
     from joblib import Parallel
-    calls = list(calls)
-    return progress(Parallel(n_jobs=-1, prefer='threads', return_as='generator')(calls), total=len(calls))
+    def found():
+        with one_blas_thread(): yield from Parallel(n_jobs=-1, prefer='threads', return_as='generator')(calls)
+    return progress(found(), total=len(calls := list(calls)))
 
 def run_tasks(stays:Stays, calls, progress=lambda it, **kw: it): # calls: as of `in_threads`
     "Results of the calls in their order, from threads of this process or from the cluster of the stays"
