@@ -81,8 +81,8 @@ def _point(d, n, t, w, value, share, many, met, f, before, found, p, s): # t, w:
         for l in range(n): o[l] += b[l]*s[l]
         for l in range(n): s[l] *= a[l]
 
-@njit(cache=True, error_model='numpy')
-def _add(depth, size, value, feature, above, upto, gap, share, x, T, W, out): # x, out: (features,) of one row
+@njit(cache=True, error_model='numpy', nogil=True)
+def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, out): # X, out: (n, features)
     work = np.empty((6, depth[-1], _SIDE))
     met,f,before,found,p,s = work[0], work[1], work[2], work[3], work[4,0], work[5,0]
     c,v = 0, 0 # of the group: where its conditions begin, and its leaves
@@ -90,21 +90,22 @@ def _add(depth, size, value, feature, above, upto, gap, share, x, T, W, out): # 
         d,many = depth[g], size[g]
         for b in range(0, many, _SIDE):
             n = min(_SIDE, many-b)
-            for k in range(d):
-                e = c+k*many+b
-                at,lo,hi,o,m = feature[e:e+n], above[e:e+n], upto[e:e+n], gap[e:e+n], met[k]
-                for l in range(n): p[l] = x[np.uint64(at[l])]
-                for l in range(n): m[l] = (lo[l] < p[l])*(p[l] <= hi[l]) # without a branch: none could be foreseen
-                for l in range(n): m[l] += o[l]*(p[l] != p[l])
-                found[k,:n] = 0.
-            for i in range((d+1)//2):
-                t,w = T[(d-1)//2,i], W[(d-1)//2,i]
-                _point(d, n, t, w, value[v+b:v+b+n], share[c+b:], many, met, f, before, found, p, s)
-            for k in range(d):
-                e = c+k*many+b
-                at,z,m,o = feature[e:e+n], share[e:e+n], met[k], found[k]
-                for l in range(n): o[l] *= m[l]-z[l]
-                for l in range(n): out[np.uint64(at[l])] += o[l]
+            for r in range(len(X)): # of these leaves, so that they stay in the processor's cache
+                for k in range(d):
+                    e = c+k*many+b
+                    at,lo,hi,o,m = feature[e:e+n], above[e:e+n], upto[e:e+n], gap[e:e+n], met[k]
+                    for l in range(n): p[l] = X[r,np.uint64(at[l])]
+                    for l in range(n): m[l] = (lo[l] < p[l])*(p[l] <= hi[l]) # without a branch: none could be foreseen
+                    for l in range(n): m[l] += o[l]*(p[l] != p[l])
+                    found[k,:n] = 0.
+                for i in range((d+1)//2):
+                    t,w = T[(d-1)//2,i], W[(d-1)//2,i]
+                    _point(d, n, t, w, value[v+b:v+b+n], share[c+b:], many, met, f, before, found, p, s)
+                for k in range(d):
+                    e = c+k*many+b
+                    at,z,m,o = feature[e:e+n], share[e:e+n], met[k], found[k]
+                    for l in range(n): o[l] *= m[l]-z[l]
+                    for l in range(n): out[r,np.uint64(at[l])] += o[l]
         c,v = c+d*many, v+many
 
 # %% ../../nbs/model/21_tree_shap.ipynb #ebab81b7
@@ -112,5 +113,5 @@ def tree_shap(leaves:Leaves, X)->np.ndarray: # X: (n, features)
     "(n, features+1) log-odds that add up to those of the model, the base last"
     out = np.zeros((len(X), X.shape[1]+1))
     out[:,-1] = leaves.base
-    for x,o in zip(np.asarray(X, float), out) if len(leaves.value) else (): _add(*leaves[:-1], x, _T, _W, o)
+    if len(leaves.value): _add(*leaves[:-1], np.ascontiguousarray(X, float), _T, _W, out)
     return out

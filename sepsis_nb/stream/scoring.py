@@ -9,6 +9,7 @@ __all__ = ['MAX_ID', 'MOST_REASON', 'check_message', 'dead_letter', 'range_lette
 # %% ../../nbs/stream/31_scoring.ipynb #738713a8
 import numpy as np, orjson, sepsis_nb
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ..data import parse
 from ..model.contract import spec_hash
@@ -183,6 +184,7 @@ def new_in_wrong_place(patients:dict, messages)->bool: # patients: partition to 
     return any(found(m, patients[m.partition]) for m in messages)
 
 # %% ../../nbs/stream/31_scoring.ipynb #f7b0133e
+_beside = ThreadPoolExecutor(1, 'explain')
 def _score_rows(batch, scorer, patients, rows, explain):
     "Score the rows of a batch with the states of their partitions, and add what follows to `batch`"
     raw,time = np.array([o.values for _,o,*_ in rows]), np.array([o.time for _,o,*_ in rows])
@@ -196,13 +198,16 @@ def _score_rows(batch, scorer, patients, rows, explain):
     o = scorer.score_rows(raw, time, [beds(p) for p in np.unique(partition)], suspect, ages)
     P,quality,alert,indeterminate = o.proba, o.quality, o.alert.tolist(), o.quality.indeterminate.tolist()
     told = np.arange(len(rows)) if explain == 'all' else np.flatnonzero(o.alert)
-    why = dict(zip(told.tolist(), scorer.explained(o, told) if ages else [None]*len(told)))
-    for r,(m,row,_,reasons,_) in enumerate(rows):
+    why = _beside.submit(scorer.explained, o, told) if ages and len(told) else None
+    def answer(r, more=None):
+        m,row,_,reasons,_ = rows[r]
         args = m, row.patient_id, P[r], scorer, alert[r], indeterminate[r], reasons+quality.reasons[r]
-        more = explanation_of(scorer, why[r]) if r in why else {}
-        key,value = row.patient_id.encode(), output_message(*args, more if explain == 'all' else {})
-        batch.outputs.append((m.partition, key, value))
-        if alert[r]: batch.alerts.append((m.partition, key, output_message(*args, more)))
+        return m.partition, row.patient_id.encode(), output_message(*args, more)
+    if explain != 'all': batch.outputs = [answer(r) for r in range(len(rows))]
+    effects = why.result() if why else [None]*len(told)
+    more = {r:explanation_of(scorer, e) for r,e in zip(told.tolist(), effects)}
+    if explain == 'all': batch.outputs = [answer(r, more[r]) for r in more]
+    batch.alerts = [answer(r, more[r]) for r in np.flatnonzero(o.alert).tolist()]
     batch.counts.update(scored=len(rows), alerts=len(batch.alerts), indeterminate=sum(indeterminate),
                         outside_training=int(quality.outside.sum()))
     if quality.suspect: batch.counts['unit_suspect'] += quality.suspect
