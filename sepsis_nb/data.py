@@ -112,7 +112,7 @@ def tidy(table:Table, columns=None)->tuple: # columns: as for `read`
     unused = ', '.join(own[c] for c in df if c not in out)
     advice = f'they carry no known signal; name a known one with `columns`; {_OWN}'
     note = 'ignored columns', len(df), 0, f'{where}: {unused}', advice
-    out = pd.DataFrame(out)
+    out = pd.DataFrame(out, copy=False) # else a large table would be in memory three times
     if 'time' in df: out.attrs['utc'] = in_utc(col('time'), '', '')
     return out, [*notes, *[note]*bool(unused)]
 

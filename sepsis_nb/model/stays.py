@@ -94,20 +94,20 @@ def table_stays(
     return Stays(X, y, who, ids, stay, hour, counts, found, digest, df, spec, rule or declared_rule(df), cluster)
 
 # %% ../../nbs/model/10_stays.ipynb #5d33153b
-def memory_need(rows:int, spec:FeatureSpec, cluster=False)->tuple: # GB of this process, GB of a worker
+def memory_need(rows:int, spec:FeatureSpec, cluster=False)->tuple: # GB of this process: to read, then; of a worker
     "What a run on so many rows takes, about, with LightGBM"
-    values,size = rows*len(spec.names)/1e9, np.dtype(spec.dtype).itemsize
-    if not cluster: return values*size*5 + rows*800/1e9 + .5, 0.
+    values,size,reading = rows*len(spec.names)/1e9, np.dtype(spec.dtype).itemsize, rows*540/1e9 + .3
+    if not cluster: return reading, values*size*5 + rows*800/1e9 + .5, 0.
     bins = values*.25 # a byte for each value of the rows that have a weight in the fit on all patients
     sample = min(200_000*len(spec.names)/1e9*8, bins*size) # from which LightGBM makes its bins
-    return rows*450/1e9 + .5, max(rows*100/1e9 + sample + max(sample, bins), rows*250/1e9) + .4
+    return reading, rows*450/1e9 + .5, max(rows*100/1e9 + sample + max(sample, bins), rows*250/1e9) + .4
 
 def check_memory(rows:int, spec:FeatureSpec, free=None, cluster=None)->float: # GB; free: None: what the machine has now
     "What a run on so many rows takes on this machine, about; `MemoryError` if it will not fit"
     import psutil
-    own,worker = memory_need(rows, spec, cluster is not None)
+    reading,own,worker = memory_need(rows, spec, cluster is not None)
     local = cluster.workers if cluster is not None and cluster.own else 0
-    need,free = own+local*worker, psutil.virtual_memory().available/1e9 if free is None else free
+    need,free = max(reading, own+local*worker), psutil.virtual_memory().available/1e9 if free is None else free
     what = f'{rows:,} rows of {len(spec.names)} features take about {need:.1f} GB'
     if local: what += f' ({own:.1f} here, {worker:.1f} in each of {local} workers)'
     if cluster is None: less = 'train in parts (cluster=local:2), '

@@ -269,7 +269,7 @@ def numbers(
     if not truth and col.dtype.kind in 'bO' and col.dtype != 'str': refuse(
         [isinstance(v, (bool, np.bool_)) for v in col], col, table, *_ASIDE[-1][1:])
     if col.dtype == 'str': x = _text_numbers(col, table, truth)
-    else: x = pd.to_numeric(col, errors='coerce').astype(float)
+    else: x = col if col.dtype == float else pd.to_numeric(col, errors='coerce').astype(float)
     lost = x.isna() & col.notna()
     if lost.any(): refuse(lost & ~col.astype('str').str.lower().isin(MISSING), col, table, *_ASIDE[-1][1:])
     refuse(np.isinf(x), col, table, 'is infinite', 'leave the cell empty if it was not measured')
@@ -354,7 +354,8 @@ def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: fo
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
     inexact = {t.schema[k].type for k,c in enumerate(t.columns) if c.null_count}
     kinds = {k:v for k,v in exact.items() if k in inexact}
-    return Table(t.rename_columns(names).to_pandas(ignore_metadata=True, types_mapper=kinds.get), where, 1)
+    t = t.rename_columns(names) # each column of which goes when pandas has it
+    return Table(t.to_pandas(ignore_metadata=True, types_mapper=kinds.get, split_blocks=True, self_destruct=True), where, 1)
 
 # %% ../../nbs/rows/13_tables.ipynb #44d28148
 TEXT = '.csv', '.tsv', '.txt', '.psv'
