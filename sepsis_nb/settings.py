@@ -178,7 +178,8 @@ class Data:
 # %% ../nbs/05_settings.ipynb #c38d3b51
 def check_cluster(text, where): # where: what names it, for messages
     "`ValueError` if a text cannot name a cluster"
-    if not re.fullmatch(r'(local(:[1-9]\d{0,3})?|tcp://[^\s/@]+:\d{1,5})?', text): raise ValueError(
+    found = re.fullmatch(r'(local(:[1-9]\d{0,3})?|tcp://[^\s/@]+:(\d{1,5}))?', text)
+    if not found or found[3] and not 0 < int(found[3]) < 2**16: raise ValueError(
         f"{where} '{_short(text)}' is none of local, local:N (N worker processes) and tcp://host:port (a scheduler)")
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 "Training on worker processes: the same bytes, whatever their number and whatever happens to them"
-import json, os, signal, socket, subprocess, sys, textwrap
+import errno, json, os, signal, socket, subprocess, sys, textwrap, threading, time
 from dataclasses import replace
-import numpy as np, pandas as pd, pytest
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+import numpy as np, pandas as pd, psutil, pytest
 import sepsis_nb.model.cluster as cluster
 from sepsis_nb.data import read
 from sepsis_nb.features import SPECS
-from sepsis_nb.model.cluster import ClusterError, close_cluster, open_cluster
+from sepsis_nb.model.cluster import ClusterError, close_cluster, open_cluster, wait_for_workers
 from sepsis_nb.model.compare import ablation, baselines
 from sepsis_nb.model.explain import fold_gain, permutation
 from sepsis_nb.model.job import Job
@@ -35,6 +37,7 @@ def pool(tmp_path_factory):
     "Two worker processes for all tests"
     pool = open_cluster('local:2', tmp_path_factory.mktemp('cluster'))
     yield pool
+    assert not pool.own._watch_worker_status_task.done(), 'what Dask knows of its workers was changed from outside'
     close_cluster(pool)
 
 def stays_of(rows, pool=None, **kw): return table_stays(rows, SPEC, digest='sample', cluster=pool, **kw)
@@ -71,11 +74,11 @@ def new_run(pool, name):
 @pytest.mark.parametrize('n', [1, 4])
 def test_any_number_of_workers_makes_the_same_bytes(rows, pool, here, n):
     pool.own.scale(n)
-    pool.client.wait_for_workers(n) if n > 2 else pool.client.sync(pool.own._correct_state)
+    wait_for_workers(pool.client, n, 60) if n > 2 else pool.client.sync(pool.own._correct_state)
     try: same(run(stays_of(rows, new_run(pool, f'of-{n}'))), here['LightGBM'])
     finally:
         pool.own.scale(2)
-        pool.client.wait_for_workers(2)
+        wait_for_workers(pool.client, 2, 60)
 
 def test_what_follows_is_the_same(rows, pool, here):
     "Importance, baselines and ablation"
@@ -137,7 +140,7 @@ def test_a_killed_worker_costs_its_tasks(rows, pool, here):
     assert mine.cost['tasks'] == len(results) # each result came once
 
 def test_a_run_that_was_killed_goes_on(rows, pool, here, tmp_path):
-    "The driver dies with its workers; the same run again begins with what was done"
+    "The driver dies, and its workers with it; the same run again begins with what was done"
     rows.to_parquet(tmp_path/'rows.parquet')
     code = f'''
         import os, sys, pandas as pd
@@ -152,10 +155,16 @@ def test_a_run_that_was_killed_goes_on(rows, pool, here, tmp_path):
                     if len(done) == 9: os._exit(9)
                     yield o
             pool = open_cluster('local:2', {pool.shelf.path!r}, 'again')
+            print(*pool.client.run(os.getpid).values(), flush=True)
             run(stays_of(pd.read_parquet({str(tmp_path/'rows.parquet')!r}), pool), progress=progress)
         if __name__ == '__main__': main()'''
     (tmp_path/'first.py').write_text(textwrap.dedent(code))
-    assert subprocess.run([sys.executable, tmp_path/'first.py'], capture_output=True).returncode == 9
+    first = subprocess.run([sys.executable, tmp_path/'first.py'], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert first.returncode == 9
+    end = time.monotonic()+60
+    while left := [o for o in map(int, first.stdout.split()) if psutil.pid_exists(o)]:
+        assert time.monotonic() < end, f'workers without a run: {left}'
+        time.sleep(.1)
     second = new_run(pool, 'again')
     second.cost.update(kept=0)
     same(run(stays_of(pd.read_parquet(tmp_path/'rows.parquet'), second)), here['LightGBM'])
@@ -183,6 +192,93 @@ def test_kinds_and_metrics_of_a_notebook_go_along(rows, pool, monkeypatch):
     monkeypatch.undo()
     assert 'positives' not in run(stays_of(rows, pool)).resamples
 
+def test_waiting_leaves_what_dask_knows_of_its_workers(pool):
+    "A copy in its place misses a worker that went meanwhile, which was a KeyError when the cluster was closed"
+    known = pool.own.scheduler_info
+    wait_for_workers(pool.client, 2, 5)
+    with pytest.raises(TimeoutError): wait_for_workers(pool.client, 99, .1)
+    assert pool.own.scheduler_info is known
+
+def spoilt(path, how):
+    data = bytearray(path.read_bytes())
+    if how == 'empty': data.clear()
+    if how == 'half': del data[len(data)//2:]
+    if how == 'zeros': data[len(data)//2:] = bytes(len(data)-len(data)//2)
+    if how == 'gone': path.unlink()
+    else: path.write_bytes(data)
+
+@pytest.mark.parametrize('how', ['empty', 'half', 'zeros', 'gone'])
+def test_a_spoilt_result_is_made_again(rows, pool, here, how, monkeypatch):
+    "What a crash of the machine left of a result or of an array is not used"
+    monkeypatch.setattr(cluster, 'FILE_BYTES', 2**12)
+    tasks = Path(new_run(pool, 'spoilt').tasks.path)
+    run(stays_of(rows, pool))
+    results,arrays = list(tasks.glob('*.result')), list(tasks.glob('array-*.npy'))
+    assert results and arrays
+    for o in results+arrays: spoilt(o, how)
+    pool.cost.update(kept=0, tasks=0)
+    same(run(stays_of(rows, pool)), here['LightGBM'])
+    assert pool.cost['kept'] == 0 and pool.cost['tasks'] > 5
+
+@pytest.mark.parametrize('how', ['empty', 'half', 'zeros', 'gone'])
+def test_spoilt_features_are_made_again(rows, pool, monkeypatch, caplog, how):
+    "Any file of them, whether the run that wrote them came to their end or not"
+    monkeypatch.setattr(cluster, 'PART_ROWS', 2000)
+    new_run(pool, 'parts')
+    def fold(): return table_stays(rows, SPEC, digest=f'spoilt-{how}', cluster=pool)
+    whole = table_stays(rows, SPEC)
+    folder = Path(fold().X.shelf.path)
+    for name in 'X-1.npy', 'hour.npy', 'stay.npy', 'ends.npy', 'done.json':
+        pool.checked.clear()
+        spoilt(folder/name, how)
+        got = fold()
+        np.testing.assert_array_equal(whole.X, got.X[:])
+        for k in 'stay', 'hour': np.testing.assert_array_equal(getattr(whole, k), getattr(got, k))
+    assert 'a file is not as it was written; all are made again' in caplog.text
+    spoilt(folder/'X-2.npy', how) # the run was killed before it had said that all are written
+    (folder/'done.json').unlink()
+    pool.checked.clear()
+    np.testing.assert_array_equal(whole.X, fold().X[:])
+
+def test_a_result_that_is_lost_is_said(pool):
+    shelf = new_run(pool, 'lost').tasks
+    with pytest.raises(ClusterError) as e: pool._result('ab', None)
+    assert f'{shelf.path}/ab.result is gone, or is not what was written; check the disk' in one_line(e)
+
+def test_the_last_of_two_runs_removes_their_tasks(tmp_path, pool):
+    "Two runs of one name share their tasks: the first to end leaves them to the other"
+    shelf = cluster.Shelf(str(tmp_path/'tasks'/'both'))
+    with shelf.writing('a.result') as f: f.write(b'a')
+    class Ended: close = staticmethod(lambda: None)
+    runs = [cluster.Cluster('local:2', Ended, None, shelf, shelf, in_use=cluster._in_use(shelf)) for _ in range(2)]
+    close_cluster(runs[0], done=True)
+    assert shelf.exists('a.result')
+    close_cluster(runs[1], done=True)
+    assert not list((tmp_path/'tasks').iterdir())
+
+def test_a_folder_that_cannot_be_used(tmp_path):
+    "Open to others, also as file://, or of no known kind: said before a worker is started"
+    (tmp_path/'open').mkdir()
+    (tmp_path/'open').chmod(0o777)
+    for folder in tmp_path/'open', f'file://{tmp_path}/open':
+        with pytest.raises(ClusterError, match='others can write to it'): open_cluster('local:1', folder)
+    (tmp_path/'open').chmod(0o1777) # as /tmp: others cannot put a folder of theirs in place of `tasks`
+    cluster._private(cluster.Shelf(str(tmp_path/'open')), own=False)
+    with pytest.raises(ClusterError): cluster._private(cluster.Shelf(str(tmp_path/'open')))
+    with pytest.raises(ClusterError) as e: open_cluster('local:1', 'nowhere://x/y')
+    assert one_line(e).startswith('[train] folder nowhere://x/y: ValueError: Protocol not known')
+    (tmp_path/'file').write_text('')
+    with pytest.raises(OSError) as e: open_cluster('local:1', tmp_path/'file')
+    assert '[train] folder' in one_line(e)
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    "With the file, and what to do; nothing is left of it"
+    shelf = cluster.Shelf(str(tmp_path/'shelf'))
+    with pytest.raises(OSError) as e:
+        with shelf.writing('a'): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert f"make room there, or name another folder with [train] folder: '{tmp_path}/shelf/a." in one_line(e)
+    assert not list((tmp_path/'shelf').iterdir())
+
 def one_line(e): return '\n' not in str(e.value) and str(e.value)
 
 def test_no_scheduler(tmp_path, monkeypatch):
@@ -194,6 +290,26 @@ def test_no_scheduler(tmp_path, monkeypatch):
         address = f'tcp://127.0.0.1:{s.getsockname()[1]}'
         with pytest.raises(ClusterError) as e: open_cluster(address, tmp_path)
     assert one_line(e).startswith(f'cluster {address}: no answer within 1 s')
+
+def test_another_server_is_no_scheduler(tmp_path, monkeypatch, capfd):
+    "One that speaks HTTP: one line, and nothing of Dask's"
+    monkeypatch.setattr(cluster, 'ANSWER_S', 2)
+    server = HTTPServer(('127.0.0.1', 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f'tcp://127.0.0.1:{server.server_port}'
+    try:
+        with pytest.raises(ClusterError) as e: open_cluster(address, tmp_path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert one_line(e).startswith(f'cluster {address}: ') and 'is `dask scheduler` running there' in one_line(e)
+    assert 'Traceback' not in capfd.readouterr().err
+
+@pytest.mark.parametrize('address', ['local:0', 'local:-1', 'local:x', 'lokal', 'tcp://host', 'tcp://host:0',
+                                     'tcp://host:65536', 'tls://host:8786', 'http://host:8786', 'tcp://a@b:1'])
+def test_an_address_that_is_none(address):
+    with pytest.raises(ValueError) as e: Job(cluster=address)
+    assert one_line(e).startswith(f"parameter cluster '{address}' is none of local, local:N (N worker processes) and ")
 
 def test_scheduler_without_workers(tmp_path, monkeypatch):
     from distributed import LocalCluster

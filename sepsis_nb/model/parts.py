@@ -7,7 +7,7 @@ __all__ = ['PART_ROWS', 'BLOCK_ROWS', 'WHOLE_MB', 'Shelf', 'save_array', 'load_a
            'count_rows', 'fit_rows']
 
 # %% ../../nbs/model/12_parts.ipynb #ee0844fd
-import numpy as np, os
+import numpy as np, os, secrets
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,13 +29,16 @@ class Shelf:
         return fs.exists(f'{root}/{name}')
     @contextmanager
     def writing(self, name): # Yields a binary file
-        "A file that gets its name when the block ends without an error"
-        own = f'{name}.{os.getpid()}.part'
+        "A file that gets its name when the block ends without an error; `OSError` names it, and what to do"
+        own = f'{name}.{os.getpid()}-{secrets.token_hex(4)}.part' # processes of two machines can share a number
         if self.local:
-            part = private_folder(self.path)/own
+            part = Path(self.path)/own
             try:
+                private_folder(self.path)
                 with open(part, 'wb') as f: yield f
                 part.rename(Path(self.path)/name)
+            except OSError as e: raise OSError(e.errno, f'{e.strerror}; make room there, or name another folder with '
+                                               '[train] folder', str(part)) from None
             finally: part.unlink(missing_ok=True)
             return
         fs,root = self._remote()

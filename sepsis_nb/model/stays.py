@@ -110,9 +110,11 @@ def check_memory(rows:int, spec:FeatureSpec, free=None, cluster=None)->float: # 
     need,free = max(reading, own+local*worker), psutil.virtual_memory().available/1e9 if free is None else free
     what = f'{rows:,} rows of {len(spec.names)} features take about {need:.1f} GB'
     if local: what += f' ({own:.1f} here, {worker:.1f} in each of {local} workers)'
-    if cluster is None: less = 'train in parts (cluster=local:2), '
-    elif local > 1: less = f'take fewer workers (cluster=local:{max(1, min(local-1, int((free-own)/worker)))}), '
-    else: less = ''
+    fit = min(local-1, int((free-own)/worker)) if local else 0 # workers
+    less = f'take fewer workers (cluster=local:{fit}), ' if fit > 0 else ''
+    if cluster is None:
+        reading,here,each = memory_need(rows, spec, True)
+        less = f'train in parts (cluster=local:2, about {max(reading, here+2*each):.1f} GB), '
     if need > free: raise MemoryError(
         f'{what}, {free:.1f} GB are free; end other programs, use a larger machine, {less}'
         'a smaller spec (features=vitals), or fewer stays')

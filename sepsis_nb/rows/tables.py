@@ -354,8 +354,9 @@ def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: fo
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
     inexact = {t.schema[k].type for k,c in enumerate(t.columns) if c.null_count}
     kinds = {k:v for k,v in exact.items() if k in inexact}
-    t = t.rename_columns(names) # each column of which goes when pandas has it
-    return Table(t.to_pandas(ignore_metadata=True, types_mapper=kinds.get, split_blocks=True, self_destruct=True), where, 1)
+    t = t.rename_columns(names)
+    once = dict(split_blocks=True, self_destruct=True) # a column goes when pandas has it
+    return Table(t.to_pandas(ignore_metadata=True, types_mapper=kinds.get, **once), where, 1)
 
 # %% ../../nbs/rows/13_tables.ipynb #44d28148
 TEXT = '.csv', '.tsv', '.txt', '.psv'
