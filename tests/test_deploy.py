@@ -167,8 +167,8 @@ def test_a_command_of_the_runbook_reads_what_the_units_read(path):
     env = {k:v.replace('%S', '/var/lib').replace('%C', '/var/cache') for k,v in words.items()}
     cells = json.loads((ROOT/'nbs/runbook.ipynb').read_text())['cells']
     shell = next(s for c in cells if 'sepsis() {' in (s := ''.join(c['source'])))
-    given = dict(o.split('=', 1) for o in re.search(r' env (.+?) /opt/sepsis/bin/sepsis "\$@"', shell, re.S)[1].split() if o != '\\')
-    assert given == {k:v for k,v in env.items() if k != 'PYTHONUNBUFFERED'}
+    words = re.search(r' env (.+?) /opt/sepsis/bin/sepsis "\$@"', shell, re.S)[1].split()
+    assert dict(o.split('=', 1) for o in words if o != '\\') == {k:v for k,v in env.items() if k != 'PYTHONUNBUFFERED'}
 
 @pytest.mark.skipif(not shutil.which('systemd-analyze'), reason='no systemd-analyze here: apt-get install systemd')
 @pytest.mark.parametrize('path', UNITS, ids=lambda p: p.stem)
