@@ -209,8 +209,8 @@ def _map(paths, keys):
                          'with #.', err=True)
 
 # %% ../nbs/06_cli.ipynb #eb9967d6
-_TRAIN = '''A parameter of nbs/02_train.ipynb; once for each. NAME: data, external, map, protocol, features, extra, models,
-folds, search_iter, seed, alert_budget, precision_floor, register, tracking_uri, metrics_json, cluster,
+_TRAIN = '''A parameter of nbs/02_train.ipynb; once for each. NAME: data, external, map, protocol, features, extra,
+models, folds, search_iter, seed, alert_budget, precision_floor, register, tracking_uri, metrics_json, cluster,
 distributed_booster. What each means stands on the page; a wrong name or value is an error that lists what is known.'''
 _SITE = '''A parameter of nbs/site.ipynb beyond the options; once for each. NAME: folds, draws, seed, alert_budget,
 precision_floor, register, tracking_uri, metrics_json.'''
