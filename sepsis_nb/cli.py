@@ -23,6 +23,7 @@ def main():
     os.umask(0o077) # whatever a command writes may hold rows of patients
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s %(name)s %(message)s')
     logging.getLogger('traitlets').setLevel(logging.ERROR) # nbconvert warns of each picture without a text
+    logging.getLogger('kafka.net.selector').setLevel(logging.ERROR) # it warns when the machine was busy for 0.1 s
 
 # %% ../nbs/06_cli.ipynb #009878b4
 @main.group()
@@ -207,9 +208,16 @@ def _map(paths, keys):
     if open_: click.echo(f'{open_} place{"s are" if open_ > 1 else " is"} open: fill in or remove the lines that begin '
                          'with #.', err=True)
 
+# %% ../nbs/06_cli.ipynb #eb9967d6
+_TRAIN = '''A parameter of nbs/02_train.ipynb; once for each. NAME: data, external, map, protocol, features, extra,
+models, folds, search_iter, seed, alert_budget, precision_floor, register, tracking_uri, metrics_json, cluster,
+distributed_booster. What each means stands on the page; a wrong name or value is an error that lists what is known.'''
+_SITE = '''A parameter of nbs/site.ipynb beyond the options; once for each. NAME: folds, draws, seed, alert_budget,
+precision_floor, register, tracking_uri, metrics_json.'''
+
 # %% ../nbs/06_cli.ipynb #791b6b2e
 @add_command(main, 'train', 'sepsis train -p data training_setA.zip -p features vitals')
-@click.option('-p', 'params', nargs=2, multiple=True, metavar='NAME VALUE', help='A parameter of nbs/02_train.ipynb.')
+@click.option('-p', 'params', nargs=2, multiple=True, metavar='NAME VALUE', help=_TRAIN)
 def _train(params):
     "Run the training notebook: models in MLflow, the executed notebook and its HTML in the reports folder."
     from sepsis_nb.train import run_training
@@ -223,7 +231,7 @@ def _train(params):
 @click.option('--name', default='', help="Of the site: alias of its version; without it, from the data's name.")
 @click.option('--retrain', is_flag=True, help='Also train here, which takes much longer.')
 @click.option('--home', default='', help='Rows of the hospital that trained, to train on both; with --retrain.')
-@click.option('-p', 'params', nargs=2, multiple=True, metavar='NAME VALUE', help='A parameter of nbs/site.ipynb.')
+@click.option('-p', 'params', nargs=2, multiple=True, metavar='NAME VALUE', help=_SITE)
 def _site(data, retrain, params, **options):
     "Would the model work on the stays of DATA? A report, and a version for the site if the answer is yes."
     from sepsis_nb.train import run_site

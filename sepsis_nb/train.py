@@ -71,7 +71,7 @@ def run_summary(figures:dict)->str: # figures: the run's metrics JSON
     if not r['version']: return f"{figures['champion']}: {found}\n{r['why']}"
     moved,name = 'is champion now' if r['champion'] else 'is not champion', r.get('name', 'sepsis')
     return (f"{figures['champion']}: {found}\nVersion {r['version']} of the model {name} {moved}: {r['why']}\n"
-            'Another champion: MlflowClient().set_registered_model_alias, see nbs/how_to.ipynb')
+            'To make another version the champion: nbs/how_to.ipynb')
 
 # %% ../nbs/02_train.ipynb #f5c1185f
 def run_training(params:dict, settings:Settings|None=None, page=None, quiet=False)->tuple: # Of `Job`, `load_settings`

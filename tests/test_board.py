@@ -216,12 +216,15 @@ CONTRAST = '''() => {
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_narrow_screen_contrast_and_print(ward, board, browser, scheme):
     id = f'{scheme} & narrow'
-    ward.score(id, .4, True, why=[RESP, TEMP])
+    long = TEMP | dict(text='systolic blood pressure, standard deviation of the last 12 h')
+    ward.score(id, .4, True, why=[RESP, TEMP, long])
     for path in '', f'/bed?key={quote(id)}':
         while id not in board.live.ward.beds: time.sleep(.05)
         with opened(browser, board.url+path, viewport=dict(width=360, height=740), color_scheme=scheme) as page:
             expect(page.locator('#rows .row, #alerts table').first).to_be_visible()
             assert page.evaluate('document.scrollingElement.scrollWidth') <= 360
+            cut = '[...document.querySelectorAll("section")].filter(o => o.scrollWidth > o.clientWidth).length'
+            assert not page.evaluate(cut), 'a table is cut off, and with it what raises the risk'
             assert page.evaluate(CONTRAST) == []
             page.emulate_media(media='print')
             expect(page.locator('.notice')).to_be_visible()

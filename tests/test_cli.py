@@ -3,6 +3,8 @@ import json, os, re, signal, subprocess, sys, time, urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 import psutil, pytest
+from sepsis_nb.cli import main
+from sepsis_nb.model.job import PARAMETERS, SITE_PARAMETERS
 from sepsis_nb.prove.harness import SEPSIS
 from sepsis_nb.rows.simulate import simulate
 from sepsis_nb.settings import load_settings
@@ -148,3 +150,11 @@ def test_a_signal_ends_a_command_and_its_children(number, started):
     p.send_signal(number)
     assert p.wait(30) == 0 and len(children) >= 2
     assert not psutil.wait_procs(children, timeout=10)[1]
+
+@pytest.mark.parametrize('command, known', [('train', PARAMETERS), ('site', SITE_PARAMETERS)])
+def test_the_help_names_every_parameter_of_the_page(command, known):
+    params = main.commands[command].params
+    own = {o.removeprefix('--') for p in params for o in p.opts} # those that have an option of their own
+    text = next(p.help for p in params if p.name == 'params')
+    named = re.search(r'NAME: ([^.]+)\.', text)[1].replace('\n', ' ').split(', ')
+    assert set(named) == set(known)-own

@@ -19,7 +19,7 @@ from sepsis_nb.settings import load_settings
 from sepsis_nb.train import TrainingFailed, run_training
 from threadpoolctl import threadpool_info, threadpool_limits
 
-pytest.importorskip('distributed')
+pytest.importorskip('distributed', reason='needs Dask: pip install "sepsis-nb[dask]"')
 SPEC = SPECS['vitals']
 SMALL = dict(LightGBM=dict(n_estimators=8, min_child_samples=20, bags=2), RandomForest=dict(n_estimators=4),
              XGBoost=dict(n_estimators=6))

@@ -160,6 +160,16 @@ def test_units_have_least_rights(path):
     load_settings(env=own)
     assert os.EX_CONFIG in map(int, u.get('RestartPreventExitStatus', ['78'])) and u['UMask'] == ['0077']
 
+@pytest.mark.parametrize('path', UNITS, ids=lambda p: p.stem)
+def test_a_command_of_the_runbook_reads_what_the_units_read(path):
+    "Else `sepsis doctor` would check the built-in broker and store, and say that all is well"
+    words = dict(o.split('=', 1) for l in unit(path)['Environment'] for o in l.split())
+    env = {k:v.replace('%S', '/var/lib').replace('%C', '/var/cache') for k,v in words.items()}
+    cells = json.loads((ROOT/'nbs/runbook.ipynb').read_text())['cells']
+    shell = next(s for c in cells if 'sepsis() {' in (s := ''.join(c['source'])))
+    words = re.search(r' env (.+?) /opt/sepsis/bin/sepsis "\$@"', shell, re.S)[1].split()
+    assert dict(o.split('=', 1) for o in words if o != '\\') == {k:v for k,v in env.items() if k != 'PYTHONUNBUFFERED'}
+
 @pytest.mark.skipif(not shutil.which('systemd-analyze'), reason='no systemd-analyze here: apt-get install systemd')
 @pytest.mark.parametrize('path', UNITS, ids=lambda p: p.stem)
 def test_systemd_takes_the_units(path, tmp_path):

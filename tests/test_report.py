@@ -89,7 +89,7 @@ const found = f => { const d = f.contentDocument, css = o => d.defaultView.getCo
     paper: css('body').backgroundColor, ink: css('body').color} }
 onload = () => document.body.innerText = JSON.stringify([...document.querySelectorAll('iframe')].map(found))</script>'''
 
-@pytest.mark.skipif(not shutil.which('chromium'), reason='no chromium')
+@pytest.mark.skipif(not shutil.which('chromium'), reason='needs chromium: apt-get install chromium')
 def test_on_a_phone(page, tmp_path):
     "The page is no wider than 390 px: tables and figures scroll in it; in the dark it is dark"
     (tmp_path/'page.html').write_text(page)

@@ -14,7 +14,7 @@
     value: (u, v) => v === null ? '–' : number(v), ...more });
   function marks(u) { // the thresholds, and a vertical line and a number for each alert
     const c = u.ctx, r = devicePixelRatio;
-    c.save(); c.strokeStyle = c.fillStyle = css('--threshold'); c.lineWidth = 1.4 * r; c.font = `${11 * r}px sans-serif`;
+    c.save(); c.strokeStyle = c.fillStyle = css('--threshold'); c.lineWidth = 1.4 * r; c.font = `${11 * r}px sans-serif`; c.textAlign = 'left'; // the axes leave theirs
     if (u.isRisk) for (const [p, dash] of [[view.threshold, [8, 5]], [clears(), [2, 4]]]) {
       if (p === null) continue;
       const y = u.valToPos(100 * p, 'y', true);
@@ -79,7 +79,7 @@
       return el('tr', {}, el('th', { scope: 'row' }, o.text ?? o.signal ?? ''), el('td', { class: 'n' }, o.value === null ? 'unknown' : `${number(o.value)} ${o.unit ?? ''}`),
         timed ? el('td', {}, o.hours === null ? '' : age(o.hours * 3.6e6)) : null, el('td', {}, o.effect === null ? '' : o.effect < 0 ? '↓ lowers' : '↑ raises'), el('td', { class: 'bars' }, bar));
     });
-    return el('table', {}, el('thead', {}, el('tr', {}, ...['What moved the risk most', 'Value', timed ? 'Measured before' : null, 'Risk', ''].map((t, i) => t === null ? null : el('th', { scope: 'col', class: i === 1 ? 'n' : null }, t)).filter(Boolean))),
+    return el('table', {}, el('thead', {}, el('tr', {}, ...['What moved the risk most', 'Value', timed ? 'Age at alert' : null, 'Risk', ''].map((t, i) => t === null ? null : el('th', { scope: 'col', class: ['', 'n', '', '', 'bars'][i] || null }, t)).filter(Boolean))),
       el('tbody', {}, ...body));
   }
   function alertBox(a, i) {

@@ -106,9 +106,9 @@
       if (e.hidden !== hide) e.hidden = hide;
       n += !hide;
     }
-    put($('count'), n === lines.size ? `${n} beds` : `${n} of ${lines.size} beds`);
+    put($('count'), `${n === lines.size ? '' : `${n} of `}${lines.size} bed${lines.size === 1 ? '' : 's'}`);
     $('empty').hidden = n > 0;
-    put($('empty'), lines.size ? 'No bed is as asked for.' : 'No rows have come yet. Beds appear here as soon as the worker scores their rows.');
+    put($('empty'), lines.size ? 'No bed fits the search, the unit and the states that are chosen.' : 'No rows have come yet. Beds appear here as soon as the worker scores their rows.');
   }
   function count() {
     const n = Object.fromEntries(Object.keys(STATES).map(s => [s, 0])), units = new Set();
