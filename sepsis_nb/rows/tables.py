@@ -352,10 +352,8 @@ def parse_parquet(source, where:str)->Table: # source: path, or bytes; where: fo
     names = [clean_name(n) for n in t.column_names]
     _check_names(names, where)
     exact = {pa.int64():pd.Int64Dtype(), pa.uint64():pd.UInt64Dtype()}
-    inexact = {t.schema[k].type for k,c in enumerate(t.columns) if c.null_count}
-    kinds = {k:v for k,v in exact.items() if k in inexact}
-    t = t.rename_columns(names)
-    once = dict(split_blocks=True, self_destruct=True) # a column goes when pandas has it
+    kinds = {k:v for k,v in exact.items() if any(c.null_count for c in t.columns if c.type == k)}
+    t,once = t.rename_columns(names), dict(split_blocks=True, self_destruct=True) # a column goes when pandas has it
     return Table(t.to_pandas(ignore_metadata=True, types_mapper=kinds.get, **once), where, 1)
 
 # %% ../../nbs/rows/13_tables.ipynb #44d28148
