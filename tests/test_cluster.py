@@ -294,7 +294,8 @@ def test_no_scheduler(tmp_path, monkeypatch):
 def test_another_server_is_no_scheduler(tmp_path, monkeypatch, capfd):
     "One that speaks HTTP: one line, and nothing of Dask's"
     monkeypatch.setattr(cluster, 'ANSWER_S', 2)
-    server = HTTPServer(('127.0.0.1', 0), BaseHTTPRequestHandler)
+    class Handler(BaseHTTPRequestHandler): timeout = 1 # it waits for the end of a line that does not come
+    server = HTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f'tcp://127.0.0.1:{server.server_port}'
     try:

@@ -8,7 +8,7 @@ __all__ = ['PART_ROWS', 'BLOCK_ROWS', 'WHOLE_MB', 'Shelf', 'save_array', 'load_a
 
 # %% ../../nbs/model/12_parts.ipynb #ee0844fd
 import numpy as np, os, secrets
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..settings import private_folder
@@ -39,7 +39,8 @@ class Shelf:
                 part.rename(Path(self.path)/name)
             except OSError as e: raise OSError(e.errno, f'{e.strerror}; make room there, or name another folder with '
                                                '[train] folder', str(part)) from None
-            finally: part.unlink(missing_ok=True)
+            finally:
+                with suppress(OSError): part.unlink() # it is not there
             return
         fs,root = self._remote()
         fs.makedirs(root, exist_ok=True)
