@@ -139,6 +139,68 @@ def test_prometheus_and_grafana_name_what_there_is():
     boards, = yaml.safe_load((DEPLOY/'grafana/provisioning/dashboards/sepsis.yml').read_text())['providers']
     assert boards['options']['path'] in [v['target'] for v in SERVICES['grafana']['volumes'] if isinstance(v, dict)]
 
+needs_promtool = pytest.mark.skipif(not shutil.which('promtool'), reason='no promtool here: apt-get install prometheus')
+def promtool(*args):
+    r = subprocess.run(['promtool', *map(str, args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return r.returncode, r.stdout
+
+@needs_promtool
+def test_prometheus_takes_its_files_and_all_queries_of_the_dashboard(tmp_path):
+    assert promtool('check', 'config', DEPLOY/'prometheus/prometheus.yml')[0] == 0
+    text = (DEPLOY/'grafana/sepsis.json').read_text()
+    queries = [q for p in json.loads(text)['panels'] for o in p.get('targets', ()) if (q := o.get('expr'))]
+    assert len(queries) > 10
+    def checked(queries):
+        queries = [re.sub(r'\$__\w+', '5m', q) for q in queries] # what Grafana fills in
+        rules = [dict(record=f'q{i}', expr=q) for i,q in enumerate(queries)]
+        (tmp_path/'rules.yml').write_text(yaml.safe_dump(dict(groups=[dict(name='dashboard', rules=rules)])))
+        return promtool('check', 'rules', tmp_path/'rules.yml')
+    code,said = checked(queries)
+    assert not code, said
+    assert checked(['sum(sepsis_rows_total'])[0], 'the check can fail'
+
+CALM = { # a day and more, by the minute, of a line on which nobody is to be called
+    'up{job="worker",instance="w"}':'1x1600', 'sepsis_partitions_assigned{instance="w"}':'4x1600',
+    'sepsis_lag_rows{instance="w",partition="0"}':'0x1600', 'sepsis_ready{instance="w"}':'1x1600',
+    'sepsis_last_commit_timestamp_seconds{instance="w"}':'0+60x1600',
+    'sepsis_start_timestamp_seconds{instance="w"}':'0x1600', 'sepsis_rows_total{instance="w"}':'0+1000x1600',
+    'sepsis_dead_letters_total{instance="w",reason="no-signal"}':'0x1600',
+    'sepsis_unanswered_total{instance="w"}':'0x1600',
+    'sepsis_latency_seconds_bucket{instance="w",le="1"}':'0+1000x1600',
+    'sepsis_latency_seconds_bucket{instance="w",le="30"}':'0+1000x1600',
+    'sepsis_latency_seconds_bucket{instance="w",le="+Inf"}':'0+1000x1600',
+    'sepsis_alerts_total{instance="w"}':'0+0.05x1600', 'sepsis_patient_hours_total{instance="w"}':'0+10x1600',
+    'sepsis_alert_budget{instance="w"}':'0.2x1600', 'sepsis_model_logged_timestamp_seconds{instance="w"}':'0x1600',
+    'sepsis_model_info{instance="w",version="1",run_id="a"}':'1x1600'}
+TROUBLE = dict( # alert to the series that are otherwise then
+    SepsisWorkerDown=dict(up='0x1600'), SepsisNoWorkerHasPartitions=dict(sepsis_partitions_assigned='0x1600'),
+    SepsisLagGrows=dict(sepsis_lag_rows='0+500x1600'), SepsisNotReady=dict(sepsis_ready='0x1600'),
+    SepsisNoCommit=dict(sepsis_lag_rows='5x1600', sepsis_last_commit_timestamp_seconds='0x1600'),
+    SepsisDeadLetters=dict(sepsis_dead_letters_total='0+50x1600'),
+    SepsisRowsLost=dict(sepsis_unanswered_total='0+1x1600'),
+    SepsisLatency={'sepsis_latency_seconds_bucket{instance="w",le="1"}':'0x1600'},
+    SepsisBurdenOverBudget=dict(sepsis_alerts_total='0+0.2x1600'),
+    SepsisModelOld=dict(sepsis_model_logged_timestamp_seconds='-34560000x1600'),
+    SepsisModelsDiffer={'sepsis_model_info{instance="v",version="2",run_id="b"}':'1x1600'})
+
+def test_each_alert_rule_has_its_trouble():
+    rules = yaml.safe_load((DEPLOY/'prometheus/alerts.yml').read_text())['groups'][0]['rules']
+    assert {o['alert'] for o in rules} == set(TROUBLE)
+
+@needs_promtool
+@pytest.mark.parametrize('alert', ['', *TROUBLE])
+def test_an_alert_rule_fires_in_its_trouble_and_no_other_does(alert, tmp_path):
+    other = TROUBLE.get(alert, {})
+    series = {k:other.get(k.partition('{')[0], v) for k,v in CALM.items()} | {k:v for k,v in other.items() if '{' in k}
+    fires = [dict(labels=f'{{alertname="{alert}"}}', value=1)] if alert else []
+    expect = dict(expr='group by (alertname) (ALERTS{alertstate="firing"})', eval_time='26h', exp_samples=fires)
+    test = dict(interval='1m', input_series=[dict(series=k, values=v) for k,v in series.items()],
+                promql_expr_test=[expect])
+    whole = dict(rule_files=[str(DEPLOY/'prometheus/alerts.yml')], evaluation_interval='1m', tests=[test])
+    (tmp_path/'test.yml').write_text(yaml.safe_dump(whole))
+    code,said = promtool('test', 'rules', tmp_path/'test.yml')
+    assert not code, said
+
 UNITS = sorted((DEPLOY/'systemd').glob('*.service'))
 
 def unit(path):
