@@ -38,8 +38,8 @@ def until(found, seconds=60):
 
 def status(board): return board.live.status(int(time.time()*1000))
 
-ODD = (b'', None, b'[]', b'null', b'7', b'{"a":NaN}', b'\xff', b'['*2000, scored([], 1), scored(['p1'], 1), scored('x'*1001, 1),
-       scored('p1', 1, risk=7), scored('p1', 1, threshold='0.3'), scored('p1', 1, alert='no'),
+ODD = (b'', None, b'[]', b'null', b'7', b'{"a":NaN}', b'\xff', b'['*2000, scored([], 1), scored(['p1'], 1),
+       scored('x'*1001, 1), scored('p1', 1, risk=7), scored('p1', 1, threshold='0.3'), scored('p1', 1, alert='no'),
        scored('p1', 1, source=dict(topic='in', partition=0, offset=1e300)),
        json.dumps(scored('p1', 1)).replace('80.0', '['*300+']'*300).encode())
 
