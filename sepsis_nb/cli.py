@@ -63,11 +63,13 @@ def _topics_create():
 @click.option('--worker', multiple=True, metavar='USER', help='May read the input and write what it makes.')
 @click.option('--consumer', multiple=True, metavar='USER', help='May read outputs and alerts, and write nothing.')
 @click.option('--board', multiple=True, metavar='USER', help='May read outputs, alerts, answers, and acknowledge.')
-def _topics_grant(producer, worker, consumer, board):
+@click.option('--forwarder', multiple=True, metavar='USER', help='May read alerts, and write dead letters.')
+def _topics_grant(producer, worker, consumer, board, forwarder):
     "Set the access rules of the topics, with a login that may. Each option can be repeated."
     from sepsis_nb.stream.kafka import grant
     s = load_settings()
-    rules,earlier = grant(s.kafka, s.topics, producer, worker, consumer, s.worker.app_id, board)
+    rules,earlier = grant(s.kafka, s.topics, producer, worker, consumer, s.worker.app_id, board, forwarder,
+                          s.forward.group)
     for found,note in (rules, ''), (earlier, ' (there before; remove it if that is too much)'):
         for who,may,kind,name in found: click.echo(f'{who} may {may} {kind} {name}{note}')
 

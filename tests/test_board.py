@@ -113,6 +113,26 @@ def test_an_alert_arrives(ward, board, browser):
     with opened(browser, f'{board.url}/bed?key=p4') as page:
         expect(page.locator('#alerts')).to_contain_text('No explanation came with this alert')
 
+MARKUP = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
+
+@pytest.mark.parametrize('id', [MARKUP, 'a\nb\r\0c', 'ü/?#&% x', 'y'*900], ids=['markup', 'control', 'path', 'long'])
+def test_whatever_a_record_carries_is_text(ward, board, browser, id):
+    "In each field that is shown, on a narrow screen; and the page of the bed is found and answers"
+    why = dict(RESP, text=MARKUP, signal=MARKUP, unit=MARKUP)
+    ward.score(id, .4, True, why=[why], reasons=[MARKUP], unit=MARKUP, **{MARKUP:1})
+    while id not in board.live.ward.beds: time.sleep(.05)
+    narrow = dict(viewport=dict(width=360, height=740))
+    address = f'{board.url}/bed?key={quote(id)}'
+    with opened(browser, board.url, **narrow) as page, opened(browser, address, **narrow) as bed:
+        expect(bed.locator('#alerts .alertbox')).to_have_count(1)
+        expect(page.locator('#rows .row').first).to_be_visible()
+        bed.locator('#now').get_by_role('button').click()
+        fill(bed, 'N. Ortiz', MARKUP)
+        expect(bed.locator('#alerts .answers')).to_contain_text(MARKUP)
+        for o in page, bed:
+            assert o.evaluate('window.hit') is None
+            assert o.evaluate('document.scrollingElement.scrollWidth') <= 360
+
 def fill(page, by, reason, kind='acknowledge'):
     d = page.locator('#answer')
     d.locator(f'[value={kind}]').check()

@@ -147,6 +147,34 @@ def test_what_is_refused_or_fails_for_too_long_is_a_letter(kafka, caplog):
     assert all(found[o][1]['reason'].startswith('not-an-alert') for o in ('0/2', '1/2'))
     assert PATIENT not in caplog.text and 's3cret' not in caplog.text and 'answer=HTTP' in caplog.text
 
+ODD = [(302, {'Location':'mailto:x'}, b''), (308, {'Location':'http://xn--/'}, b''),
+       (503, {'Retry-After':f'Thu, 01 Jan {"9"*20} 00:00:00 GMT'}, b''), (404, {'Location':f'/{PATIENT}\0'}, b'')]
+
+def test_an_odd_answer_or_record_ends_no_forwarder(kafka, caplog):
+    "A redirect that is no address, a far date, what is no HTTP, a source that cannot be a header"
+    a = Alerts(3, SEPSIS_FORWARD_TRIES='3')
+    caplog.set_level(logging.INFO)
+    good = orjson.loads(a.alert(0))
+    sources = dict(topic='é'), dict(topic='a\r\nX: y'), dict(topic=[]), dict(partition='0'), dict(offset=None)
+    bad = [good | dict(source=good['source'] | o) for o in sources]
+    a.send(0, [*map(orjson.dumps, bad), b'[]', b'null', b'\xff', None])
+    last = a.send(2)
+    with ward() as w:
+        w.says |= {a.keys[0]:ODD[:1], a.keys[1]:ODD[1:2], a.keys[2]:ODD[2:]}
+        n = run(a, w.url, lambda f: f.counts['forwarded']+f.counts['dead_letters'] == 14)
+    assert (n['forwarded'], n['dead_letters']) == (3, 11) and set(w.keys()) == {*a.keys, *last}
+    assert 'answer=no HTTP' in caplog.text and PATIENT not in caplog.text
+
+@pytest.mark.parametrize('part', ['original_data', 'prediction_probabilities', 'quality', 'model', 'explanation'])
+def test_an_alert_with_a_part_missing_is_a_letter_and_the_next_goes_out_as_fhir(kafka, part):
+    pytest.importorskip('fhir.resources')
+    a = Alerts(0, SEPSIS_FORWARD_PATIENT_SYSTEM='urn:oid:1.2.3')
+    good = orjson.loads(a.alert(0))
+    a.send(0, [orjson.dumps(good | {part:o}) for o in ([], ['x'])]+[a.alert(1)]*2)
+    with ward() as w:
+        n = run(a, w.url, lambda f: f.counts['forwarded']+f.counts['dead_letters'] == 4, form='fhir')
+    assert n['forwarded'] >= 2
+
 def test_an_endpoint_that_restarts_gets_all(kafka):
     a = Alerts(3)
     w = Ward()

@@ -64,3 +64,7 @@ def test_metrics_of_a_line(line, store, rows):
     line.wait(len(BAD)+50, line.s.topics.dead_letter)
     line.stop(other)
     with pytest.raises(RuntimeError, match='could not be scored, most of them: not-json'): check_workers(line.s)
+    p.suspend() # it hangs: that is not the same as no worker
+    try:
+        with pytest.raises(RuntimeError, match='it has not answered for 5 s'): check_workers(line.s)
+    finally: p.resume()

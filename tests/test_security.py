@@ -1,6 +1,6 @@
 "Access on a secured broker, secrets in logs and files, and models that run code"
 import os, pickle, re, socket, ssl, subprocess, sys, time
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from threading import Thread
 import psutil, pytest, skops.io, trustme
@@ -23,8 +23,9 @@ from sepsis_nb.stream.broker import Broker, Security
 from sepsis_nb.stream.connect import check_address, client_args
 from sepsis_nb.stream.kafka import wait_for
 from sepsis_nb.stream.supervise import exit_code
+from sepsis_nb.ward.forward import Forwarder
 
-PASSWORDS = {u:f'hunter2-{u}-9Gx' for u in ('admin', 'monitor', 'worker', 'board', 'nobody')}
+PASSWORDS = {u:f'hunter2-{u}-9Gx' for u in ('admin', 'monitor', 'worker', 'board', 'forward', 'nobody')}
 KEY_PASSWORD = 'hunter2-key-7Qz'
 SECRET = 'hunter2' # is in every secret here
 
@@ -95,7 +96,7 @@ def line(safe, store, rows, tmp_path_factory):
     made,_ = sepsis('topics', 'create', env=o.env)
     assert made.count(': created') == 6, made
     users = '--producer', 'User:monitor', '--worker', 'User:worker', '--consumer', 'User:board'
-    ruled,_ = sepsis('topics', 'grant', *users, env=o.env)
+    ruled,_ = sepsis('topics', 'grant', *users, '--forwarder', 'User:forward', env=o.env)
     assert f'User:monitor may WRITE topic {o.s.topics.input}\n' in ruled and 'there before' not in ruled, ruled
     rows.drop(columns='label').to_parquet(tmp/'rows.parquet')
     send = 'produce', str(tmp/'rows.parquet'), '--loops', '1', '--quiet'
@@ -129,7 +130,8 @@ def look(kafka, topic, group=None):
 
 REFUSED = [('monitor', look, 'input output'), ('monitor', write, 'output state'), ('worker', write, 'input'),
            ('worker', look, 'output dead_letter'), ('board', look, 'input state dead_letter'),
-           ('board', write, 'input output'), ('nobody', look, 'output'), ('nobody', write, 'input')]
+           ('board', write, 'input output'), ('forward', look, 'input output state dead_letter'),
+           ('forward', write, 'input output alerts state'), ('nobody', look, 'output'), ('nobody', write, 'input')]
 
 @pytest.mark.parametrize('user,deed,topics', REFUSED, ids=lambda o: getattr(o, '__name__', o))
 def test_what_no_rule_allows_is_refused(line, safe, user, deed, topics):
@@ -143,6 +145,21 @@ def test_nobody_joins_the_worker_or_asks_for_more(line, safe):
     for args in ('topics', 'create'), ('topics', 'grant', '--consumer', 'User:nobody'):
         text,code = sepsis(*args, env=line.env | safe.login('worker') | dict(SEPSIS_TOPICS_INPUT='another'))
         assert code == 1 and 'uthorization' in text, text
+
+def test_a_forwarder_passes_alerts_on_with_just_its_rights(line, safe):
+    "What it reads, commits and sets aside; the endpoint refuses it, so each alert becomes a dead letter"
+    alerts = line.s.topics.alerts
+    write(kafka_of(safe.login('worker')), alerts, b'no alert')
+    env = line.env | safe.login('forward')
+    s = load_settings(env={k:v for k,v in env.items() if k.startswith('SEPSIS_')})
+    until = time.monotonic()+60
+    with closing(Forwarder(s, 'http://127.0.0.1:9/')) as f:
+        while not f.counts['dead_letters']:
+            assert time.monotonic() < until, f.counts
+            f.step()
+    found = line.admin.list_group_offsets(s.forward.group)[s.forward.group]
+    assert sum(o.offset for tp,o in found.items() if tp.topic == alerts) == 1
+    with pytest.raises(GroupAuthorizationFailedError): look(s.kafka, alerts, 'another-group')
 
 def test_a_message_above_the_limit_is_refused(line, safe):
     monitor = kafka_of(safe.login('monitor'))

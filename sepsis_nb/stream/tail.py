@@ -11,7 +11,7 @@ from collections import Counter
 from contextlib import closing, suppress
 from kafka import KafkaProducer, TopicPartition
 from kafka.errors import (AuthorizationError, CoordinatorLoadInProgressError, CoordinatorNotAvailableError,
-    GroupIdNotFoundError, KafkaError, NotCoordinatorError)
+    GroupIdNotFoundError, KafkaError, NotCoordinatorError, UnknownTopicOrPartitionError)
 from fastcore.basics import patch
 from threading import Lock
 from typing import NamedTuple
@@ -44,7 +44,8 @@ class Tail:
     def __init__(self, settings:Settings, topics:list, hours:float):
         self.settings,self.topics,self.hours = settings, topics, hours
         self.keeping,self.away,self.caught_up = Keeping(0, 0., False), None, False # away: Unix s since when; None: here
-        self.stopped,self._places,self._ends = False, {}, {}
+        self.stopped,self._places,self._ends,self._ids = False, {}, {}, {} # _ids: topic to its id
+        self.missing = '' # A topic that was there and is not now
         self._keeps,self._asked,self._admin = KeepsUp(), 0., None
     def _open(self):
         "A consumer at the places that were reached; `LookupError` names a topic that does not exist"
@@ -62,12 +63,12 @@ class Tail:
         except BaseException: c.close(); raise
         return c
     def _seek(self, c, tps):
-        new = [tp for tp in tps if tp not in self._places]
         began,ends = int((time.time()-self.hours*3600)*1000), c.end_offsets(tps)
+        new = [tp for tp in tps if self._places.get(tp, ends[tp]+1) > ends[tp]] # or of a topic that was made again
         at = c.offsets_for_times(dict.fromkeys(new, began)) if new else {}
         for tp in new: self._places[tp] = at[tp].offset if at[tp] else ends[tp]
         if not self._ends: self._ends = ends
-        for tp in tps: c.seek(tp, min(self._places[tp], ends[tp])) # fewer if the topic was made again
+        for tp in tps: c.seek(tp, self._places[tp])
 
 # %% ../../nbs/stream/34_tail.ipynb #9ff75a61
 @patch
@@ -91,8 +92,8 @@ def _poll(self:Tail, c):
         out = [(tp.topic, r) for tp,records in found.items() for r in readable(records)]
         for tp in found: self._places[tp] = c.position(tp)
         if not self.caught_up: self.caught_up = all(c.position(tp) >= end for tp,end in self._ends.items())
-        self._ask(c)
         yield out
+        self._ask(c) # after the records are taken, for it may raise
         known = Counter(tp.topic for tp in self._places)
         if any(len(c.partitions_for_topic(t) or ()) > known[t] for t in self.topics):
             return # a topic has grown: open it again, to read the new partitions, too
@@ -106,7 +107,9 @@ def _ask(self:Tail, c):
     if (now := time.monotonic())-self._asked < _ASK_S: return
     s,self._asked = self.settings, now
     self._admin = self._admin or admin_client(s.kafka, 1.)
-    found, = self._admin.describe_topics([s.topics.input]) # a consumer knows those of an earlier moment
+    found = {t['name']:t for t in self._admin.describe_topics([s.topics.input, *self.topics])}
+    self._check_topics(found.values()) # a consumer knows those of an earlier moment
+    found = found[s.topics.input]
     tps = [TopicPartition(s.topics.input, p['partition_index']) for p in found['partitions']]
     ends,first = c.end_offsets(tps), c.beginning_offsets(tps)
     try: done = self._admin.list_group_offsets(s.worker.app_id)[s.worker.app_id]
@@ -116,6 +119,17 @@ def _ask(self:Tail, c):
     committed = {tp:max(first[tp], done[tp].offset if tp in done else 0) for tp in tps}
     found = self._keeps.update(now, {tp.partition:(ends[tp], o) for tp,o in committed.items()})
     self.keeping,self.away = found if tps else Keeping(0, 0., False), None
+
+@patch
+def _check_topics(self:Tail, found): # of `describe_topics`
+    "`LookupError`: a topic is not there any more, or is another one; it is then read anew"
+    self.missing = next((t['name'] for t in found if t['error_code'] == UnknownTopicOrPartitionError.errno), '')
+    new = {t['name']:t['topic_id'] for t in found if not t['error_code']}
+    gone = [t for t,i in self._ids.items() if t == self.missing or new.get(t, i) != i]
+    self._ids = {t:i for t,i in (self._ids | new).items() if t != self.missing}
+    self._places = {tp:o for tp,o in self._places.items() if tp.topic not in gone}
+    if gone or self.missing: raise LookupError(
+        f'topic {self.missing or gone[0]} was deleted'+' and made again'*(not self.missing))
 
 @patch
 def _close(self:Tail):

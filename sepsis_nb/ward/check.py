@@ -54,17 +54,30 @@ def metric_findings(now:dict, before:dict, seconds:float, at:float)->list:
     return wrong
 
 # %% ../../nbs/ward/11_check.ipynb #ed2408cf
-def worker_addresses(s:Settings)->list:
-    "Where the workers of this machine serve their pages, as URLs"
+def _noted(s):
+    "Addresses at which the workers of this user and work folder listen"
     found = set()
     for o in running(s.work):
         with suppress(psutil.Error, ValueError):
             found |= {c.laddr for c in psutil.Process(int(o['pid'])).net_connections('tcp') if c.status == 'LISTEN'}
+    return found
+
+def worker_addresses(s:Settings)->list:
+    "Where the workers of this machine serve their pages, as URLs"
+    found = _noted(s)
     own = (s.worker.web_host, s.worker.web_port)
     if s.worker.web_port and s.worker.web_port not in {o.port for o in found}: found.add(own)
+    return _urls(found)
+
+def _urls(found):
     local = {'0.0.0.0':'127.0.0.1', '::':'::1'}
     hosts = [(local.get(host, host), port) for host,port in sorted(map(tuple, found))]
     return [f'http://[{h}]:{n}' if ':' in h else f'http://{h}:{n}' for h,n in hosts]
+
+def _hangs(url):
+    try: httpx.get(f'{url}/health', timeout=5, trust_env=False)
+    except httpx.TransportError as e: return isinstance(e, httpx.TimeoutException)
+    return False
 
 def _get(url): # `Response`, or None: there is no worker
     try: r = httpx.get(url, timeout=5, trust_env=False)
@@ -77,7 +90,9 @@ def check_workers(s:Settings)->str:
     "How the workers of this machine do; `RuntimeError` says what is wrong"
     def read(): return {u:(r.text, time.time()) for u in worker_addresses(s) if (r := _get(f'{u}/metrics'))}
     first,wrong,lags = read(), [], []
-    if not first: return 'none runs on this machine'
+    hang = [f'worker at {u}: it has not answered for 5 s; it hangs or is stopped, so end it and look at its log'
+            for u in _urls(_noted(s)) if u not in first and _hangs(u)]
+    if not first and not hang: return 'none runs on this machine'
     waits = any(by_label(metric_values(text), 'sepsis_lag_rows').total() for text,_ in first.values())
     if waits: time.sleep(AGAIN_S)
     for url,(text,at) in (read() if waits else first).items():
@@ -87,5 +102,5 @@ def check_workers(s:Settings)->str:
         found = metric_findings(now, metric_values(before), at-began, at)
         if ready is not None: found += [o for o in ready.json()['why'] if not (found and o.startswith('no partition'))]
         wrong += [f'worker at {url}: {o}' for o in found]
-    if wrong: raise RuntimeError('; '.join(wrong))
+    if wrong := hang+wrong: raise RuntimeError('; '.join(wrong))
     return f'{len(lags)} run{"s" if len(lags) == 1 else ""} on this machine, {sum(lags):,.0f} rows wait'

@@ -15,14 +15,16 @@ from uuid import NAMESPACE_URL, uuid5
 from ..data import parse
 from ..rows.signals import SIGNALS, Signal, clean, own_codes
 from ..rows.strict import BadMessage
+from ..settings import is_kafka_name
 from ..stream.feed import MessageMap, parse_mapped
 
 # %% ../../nbs/ward/30_fhir.ipynb #89202347
 def alert_key(value:bytes)->str: # value: of a record of the alerts topic
     "What tells one alert from all others: `topic-partition-offset-digest`; `ValueError`: this is no alert"
     try:
-        o = orjson.loads(value)['source']
-        source = '-'.join(str(o[k]) for k in ('topic', 'partition', 'offset'))
+        topic,*place = (orjson.loads(value)['source'][k] for k in ('topic', 'partition', 'offset'))
+        if not is_kafka_name(topic) or [type(o) for o in place] != [int, int]: raise ValueError
+        source = '-'.join(map(str, (topic, *place)))
     except (ValueError, TypeError, KeyError) as e: raise ValueError(
         f'not an alert ({type(e).__name__}): expected JSON with a source') from None
     return f'{source}-{hashlib.sha256(value).hexdigest()[:12]}'
@@ -77,8 +79,9 @@ def effective(row:dict, feed:MessageMap|None=None)->dict: # row, feed: as for `m
     return dict(effectiveDateTime=at.isoformat()) if at and at.tzinfo else dict(_effectiveDateTime=_UNKNOWN)
 
 def instant(ms:int)->str: # Unix ms
-    "A time stamp of Kafka's as FHIR writes it, UTC"
-    return datetime.fromtimestamp(ms/1000, timezone.utc).isoformat(timespec='milliseconds')
+    "A time stamp of Kafka's as FHIR writes it, UTC; `ValueError`: it is of no year up to 9999"
+    try: return datetime.fromtimestamp(ms/1000, timezone.utc).isoformat(timespec='milliseconds')
+    except (ValueError, OverflowError, OSError): raise ValueError(f'time stamp {ms} is not ms since 1970') from None
 
 # %% ../../nbs/ward/30_fhir.ipynb #56004a84
 NOTE = ('Decision support by research software, not a medical device and not a diagnosis: '

@@ -13,20 +13,15 @@ from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from fastcore.basics import patch
-from ipaddress import ip_address
 from threading import Thread
 from urllib.parse import urlsplit
-from ..settings import Forward, Settings
+from ..settings import Forward, Settings, is_loopback
 from ..stream.feed import feed_of
 from ..stream.group import GroupReader
 from ..stream.kafka import ADDED_KB
 from .fhir import alert_bundle, alert_key, instant
 
 # %% ../../nbs/ward/31_forward.ipynb #830648ca
-def _is_loopback(host):
-    try: return host == 'localhost' or ip_address(host).is_loopback
-    except ValueError: return False
-
 def check_endpoint(url:str)->str:
     "The address without its query, which may be secret; `ValueError`: alerts may not go there"
     try: o,_ = urlsplit(url), (urlsplit(url).port, httpx.URL(url))
@@ -35,7 +30,7 @@ def check_endpoint(url:str)->str:
         f"URL '{o.scheme}://{o.hostname or ''}': expected https://host/path")
     if o.username or o.password: raise ValueError('URL carries a login, and process lists show it: leave it out and '
         'set SEPSIS_FORWARD_TOKEN, or [forward] token_file')
-    if o.scheme == 'http' and not _is_loopback(o.hostname): raise ValueError(
+    if o.scheme == 'http' and not is_loopback(o.hostname): raise ValueError(
         f'URL http://{o.hostname}: alerts of patients would pass the network unencrypted; use https')
     return f'{o.scheme}://{o.netloc}{o.path}'
 
@@ -46,7 +41,7 @@ class Answer:
     "What an endpoint said to an alert"
     status:int       # 0: nothing
     why:str=''       # Without a status: what went wrong
-    text:str=''      # Beginning of the body, which may name the patient
+    text:str=''      # Beginning of the body or of what was no HTTP, which may name the patient
     after_s:float=0. # Retry-After
     @property
     def fate(self):
@@ -62,7 +57,7 @@ def retry_after(text:str, now:float)->float: # text: of the header; now: Unix s
     if re.fullmatch(r'\d{1,9}', text := text.strip()): s = float(text)
     else:
         try: s = parsedate_to_datetime(text).timestamp()-now
-        except (ValueError, TypeError): s = 0.
+        except (ValueError, TypeError, OverflowError): s = 0.
     return min(max(s, 0.), MOST_AFTER)
 
 def back_off(tries:int, after_s:float, longest_s:float, chance:float)->float: # chance: in [0, 1)
@@ -76,6 +71,8 @@ def tls_to(cafile:str)->ssl.SSLContext: # empty: the authorities of the system
     try: return ssl.create_default_context(cafile=cafile) if cafile else truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     except OSError as e: raise ValueError(f'[forward] cafile {cafile} cannot be used ({e}); expected PEM') from None
 
+async def _stay(r): r.headers.pop('Location', None) # httpx reads it, and fails at some, even if it is not to follow
+
 class Endpoint:
     "Posts alerts, over a connection that it keeps"
     def __init__(self, url:str, form:str, how:Forward): # form: of `TYPES`
@@ -84,7 +81,8 @@ class Endpoint:
         head = {'Content-Type':TYPES[form], 'User-Agent':'sepsis_nb', 'Accept-Encoding':'identity'}
         if how.token: head['Authorization'] = f'Bearer {how.token}'
         self.client = httpx.AsyncClient(headers=head, verify=tls_to(how.cafile), timeout=None,
-                                        trust_env=not _is_loopback(urlsplit(url).hostname))
+                                        event_hooks=dict(response=[_stay]),
+                                        trust_env=not is_loopback(urlsplit(url).hostname))
         self.loop = asyncio.new_event_loop() # of its own, so that a page of JupyterLab may post, too
         Thread(target=self.loop.run_forever, daemon=True, name='endpoint').start()
     def run(self, work): return asyncio.run_coroutine_threadsafe(work, self.loop).result()
@@ -102,13 +100,14 @@ async def _post(self:Endpoint, body, headers):
         return Answer(r.status_code, text=text[:300].decode(errors='replace'),
                       after_s=retry_after(r.headers.get('Retry-After', ''), time.time()))
 @patch
-def post(self:Endpoint, body:bytes, key:str, at:int)->Answer: # at: time stamp of the alert, Unix ms
+def post(self:Endpoint, body:bytes, key:str, at:str)->Answer: # at: time of the alert, as of `instant`
     "Try once"
-    headers = {'Idempotency-Key':key, 'Sepsis-Alert-Time':instant(at)}
+    headers = {'Idempotency-Key':key, 'Sepsis-Alert-Time':at}
     async def in_time():
         async with asyncio.timeout(self.timeout_s): return await self._post(body, headers)
     try: return self.run(in_time())
     except TimeoutError: return Answer(0, 'timeout')
+    except httpx.RemoteProtocolError as e: return Answer(0, 'no HTTP', str(e)[:300]) # it quotes what came
     except (httpx.HTTPError, OSError) as e: return Answer(0, f'{type(e).__name__} {e}'.strip()[:200])
 
 # %% ../../nbs/ward/31_forward.ipynb #6466d7f3
@@ -117,7 +116,8 @@ def body_of(r, form:str, system:str, feed)->bytes: # r: Kafka record; system, fe
     "What is sent for an alert; `ValueError`: the record is none"
     if form == 'json': return r.value
     try: return alert_bundle(r.value, r.timestamp, system, feed).model_dump_json().encode()
-    except (KeyError, TypeError) as e: raise ValueError(f'not an alert ({type(e).__name__}: {e})') from None
+    except (LookupError, TypeError, AttributeError, OverflowError) as e: raise ValueError(
+        f'not an alert ({type(e).__name__}: {e})') from None
 
 class Forwarder:
     "Passes alerts on; `counts`: forwarded, tries, dead letters"
@@ -145,9 +145,10 @@ def step(self:Forwarder):
     self.pause_s = 0. if due else .1
 @patch
 def _attempt(self:Forwarder, r, tries):
-    try: key,body = alert_key(r.value or b''), body_of(r, self.form, self.s.forward.patient_system, self.feed)
+    system = self.s.forward.patient_system
+    try: key,body,at = alert_key(r.value or b''), body_of(r, self.form, system, self.feed), instant(r.timestamp)
     except ValueError as e: return self._give_up(r, f'{r.topic}-{r.partition}-{r.offset}', f'not-an-alert: {e}')
-    answer,f = self.endpoint.post(body, key, r.timestamp), self.s.forward
+    answer,f = self.endpoint.post(body, key, at), self.s.forward
     self.counts['tries'] += 1
     if answer.fate == 'done':
         self.reader.done(r)

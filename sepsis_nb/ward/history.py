@@ -10,8 +10,9 @@ import orjson, pandas as pd
 from ..settings import Settings, load_settings
 from ..stream.feed import feed_of
 from ..stream.kafka import read_topic
-from ..stream.outputs import Outputs, ScoredRow, offsets_before
+from ..stream.outputs import Outputs, ScoredRow, no_output, offsets_before
 from ..stream.redrive import ids_in_message
+from .acks import parse_ack
 from .fhir import measured
 
 # %% ../../nbs/ward/32_history.ipynb #c5236932
@@ -26,15 +27,18 @@ def _row(r, feed):
     return _event(r, 'row', text, values={s.name:x for s,x in found}, place=f'{r.partition}/{r.offset}')
 
 def _scored(r, o, kind):
-    q,source = o['quality'], o['source']
-    words = ['indeterminate']*q['indeterminate']+q['reasons']
-    return _event(r, kind, '; '.join(words), risk=o['prediction_probabilities'][1], threshold=o['threshold'],
-                  place=f"{source['partition']}/{source['offset']}")
+    try:
+        q,source = o['quality'], o['source']
+        words = ['indeterminate']*q['indeterminate']+q['reasons']
+        return _event(r, kind, '; '.join(words), risk=o['prediction_probabilities'][1], threshold=o['threshold'],
+                      place=f"{source['partition']}/{source['offset']}")
+    except (LookupError, TypeError) as e: raise no_output(r, e) from None
 
 def _ack(r):
-    o = orjson.loads(r.value)
-    until = f" until {pd.Timestamp(o['until'], unit='ms', tz='UTC'):%H:%M} UTC" if o.get('until') else ''
-    return _event(r, o['kind'], f"{o['by']}: {o['reason']}{until}", place='{partition}/{offset}'.format(**o['alert']))
+    try: a = parse_ack(r.value or b'')
+    except ValueError as e: return _event(r, 'unreadable', f'topic {r.topic} offset {r.partition}/{r.offset}: {e}')
+    until = f" until {pd.Timestamp(a.until, unit='ms', tz='UTC'):%H:%M} UTC" if a.until else ''
+    return _event(r, a.kind, f'{a.by}: {a.reason}{until}', place='{1}/{2}'.format(*a.alert))
 
 def _letter(r):
     h = {k:(v or b'').decode(errors='replace') for k,v in r.headers}

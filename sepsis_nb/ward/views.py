@@ -31,7 +31,7 @@ def bed_line(bed:Bed, now:int, quiet_ms:float, shown:str)->dict: # now: Unix ms;
     state,order = bed.state(now), bed.urgency(now, quiet_ms)[:2]
     def vital(n):
         if n in bed.last: return [_number(bed.last[n][0], 1), _number(bed.hour-bed.last[n][1])]
-    return dict(key=shown, unit=bed.unit, state=state, order=order, at=bed.at, quiet=now-bed.at > quiet_ms,
+    return dict(key=shown, unit=bed.unit, state=state, order=order, at=bed.at, quiet=bed.is_quiet(now, quiet_ms),
                 risk=None if bed.indeterminate else _number(bed.risk), threshold=_number(bed.threshold),
                 why='; '.join(bed.reasons), alert=_alert(bed, bed.alerts[-1]) if bed.alerts else None,
                 vitals=[vital(n) for n in LISTED], course=small_course(bed.course))
@@ -58,6 +58,6 @@ def _label(n): return dict(name=n, label=SIGNALS[n].label, unit=SIGNALS[n].unit)
 def _last(n, value, hour, now):
     return dict(_label(n), value=_number(value, 2), age=None if SIGNALS[n].static else _number(now-hour))
 def _whole(bed, a):
-    answers = [_answer(k) for k in bed.acks if k.alert == a.source]
+    answers = [_answer(k) for k in bed.answers(a)]
     return _alert(bed, a) | dict(hour=_number(a.hour, 4), threshold=_number(a.threshold), clears=_number(a.clears),
                                  version=a.version, explanation=a.explanation, answers=answers)

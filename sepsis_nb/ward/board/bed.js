@@ -1,7 +1,7 @@
 // One bed: risk over the stay with threshold and alerts, vital signs on the same axis, each alert explained and answered.
 'use strict';
 (() => {
-  const key = document.querySelector('main').dataset.key;
+  const key = new URLSearchParams(location.search).get('key'); // HTML would change a line break or a NUL in it
   const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   let view = null, plots = [], shape = '', waiting = false, again = false, opened = new Set(), last = '';
 

@@ -37,6 +37,7 @@ const link = { heard: performance.now(), lost: null, status: { stale: 'reading' 
 const WHY = {
   reading: () => 'Reading the records of the last hours … what is shown is not complete yet.',
   away: s => `NOT CURRENT: Kafka has not answered since ${time(s.since)}. The board tries again by itself.`,
+  missing: s => `NOT CURRENT: topic ${s.topic} is not there any more, or may not be read. It is looked for again by itself.`,
   silent: s => `NOT CURRENT: the worker is silent. ${s.waiting} rows wait, and none has been answered since ${time(s.since)}.`,
 };
 function banner() {
