@@ -7,7 +7,7 @@ __all__ = ['MAX_ID', 'MOST_REASON', 'check_message', 'dead_letter', 'range_lette
            'new_in_wrong_place', 'score_batch']
 
 # %% ../../nbs/stream/31_scoring.ipynb #738713a8
-import numpy as np, orjson, sepsis_nb
+import numpy as np, orjson, sepsis_nb, time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -187,7 +187,7 @@ def new_in_wrong_place(patients:dict, messages)->bool: # patients: partition to 
 _beside = ThreadPoolExecutor(1, 'explain')
 def _score_rows(batch, scorer, patients, rows, explain):
     "Score the rows of a batch with the states of their partitions, and add what follows to `batch`"
-    raw,time = np.array([o.values for _,o,*_ in rows]), np.array([o.time for _,o,*_ in rows])
+    raw,hours = np.array([o.values for _,o,*_ in rows]), np.array([o.time for _,o,*_ in rows])
     batch.absent = {s for s,gone in zip(scorer.spec.signals, np.isnan(raw).all(0)) if gone}
     slot,partition = np.array([i for *_,i,_,_ in rows]), np.array([m.partition for m,*_ in rows])
     suspect = np.array([[j in units for j in range(raw.shape[1])] for *_,units in rows]) if batch.units else None
@@ -195,10 +195,11 @@ def _score_rows(batch, scorer, patients, rows, explain):
         here,at = patients[p], np.flatnonzero(partition == p)
         return Beds(here.states, here.policy_states, slot[at], at)
     ages = scorer.contributions is not None
-    o = scorer.score_rows(raw, time, [beds(p) for p in np.unique(partition)], suspect, ages)
+    o = scorer.score_rows(raw, hours, [beds(p) for p in np.unique(partition)], suspect, ages)
     P,quality,alert,indeterminate = o.proba, o.quality, o.alert.tolist(), o.quality.indeterminate.tolist()
     told = np.arange(len(rows)) if explain == 'all' else np.flatnonzero(o.alert)
     why = _beside.submit(scorer.explained, o, told) if ages and len(told) else None
+    if why: time.sleep(1e-4) # lets it begin; it would wait 5 ms for Python's lock
     def answer(r, more=None):
         m,row,_,reasons,_ = rows[r]
         args = m, row.patient_id, P[r], scorer, alert[r], indeterminate[r], reasons+quality.reasons[r]
