@@ -45,7 +45,7 @@ class Tail:
         self.settings,self.topics,self.hours = settings, topics, hours
         self.keeping,self.away,self.caught_up = Keeping(0, 0., False), None, False # away: Unix s since when; None: here
         self.stopped,self._places,self._ends,self._ids = False, {}, {}, {} # _ids: topic to its id
-        self.missing = '' # A topic that was there and is not now
+        self.missing,self.anew = '', 0 # A topic that was there and is not now; how often one was read anew
         self._keeps,self._asked,self._admin = KeepsUp(), 0., None
     def _open(self):
         "A consumer at the places that were reached; `LookupError` names a topic that does not exist"
@@ -128,6 +128,7 @@ def _check_topics(self:Tail, found): # of `describe_topics`
     gone = [t for t,i in self._ids.items() if t == self.missing or new.get(t, i) != i]
     self._ids = {t:i for t,i in (self._ids | new).items() if t != self.missing}
     self._places = {tp:o for tp,o in self._places.items() if tp.topic not in gone}
+    self.anew += bool(gone)
     if gone or self.missing: raise LookupError(
         f'topic {self.missing or gone[0]} was deleted'+' and made again'*(not self.missing))
 

@@ -42,9 +42,13 @@ class LiveWard:
         self.lock,self.ready,self.failure = threading.Lock(), threading.Event(), None
         self.thread = threading.Thread(target=self._run, daemon=True, name='ward')
     def _run(self):
-        s,checked = self.settings, False
+        s,checked,anew = self.settings, False, 0
         try:
             for batch in self.tail.batches():
+                if anew != self.tail.anew: # rows that come once more are no repeats then
+                    anew = self.tail.anew
+                    with self.lock:
+                        for b in self.ward.beds.values(): b.recent.clear()
                 for some in chunked(batch, 200):
                     with self.lock:
                         for topic,r in some: self.ward.take(self.kinds[topic], r)
