@@ -191,6 +191,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'sepsis_nb.model.cluster._folded': ('model/cluster.html#_folded', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._holds': ('model/cluster.html#_holds', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._in_use': ('model/cluster.html#_in_use', 'sepsis_nb/model/cluster.py'),
+                                         'sepsis_nb.model.cluster._is_last': ('model/cluster.html#_is_last', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._local': ('model/cluster.html#_local', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._pickled': ('model/cluster.html#_pickled', 'sepsis_nb/model/cluster.py'),
                                          'sepsis_nb.model.cluster._private': ('model/cluster.html#_private', 'sepsis_nb/model/cluster.py'),

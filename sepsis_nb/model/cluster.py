@@ -278,6 +278,15 @@ def _in_use(tasks):
     except OSError: return f.close()
     return f
 
+def _is_last(lock): # of `_in_use`
+    "Give the lock up; whether no other run uses the tasks, as far as can be known"
+    if lock is None: return True
+    with lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: return False
+        Path(lock.name).unlink(missing_ok=True)
+        return True
+
 def open_cluster(
     address:str,     # local, local:N or tcp://host:port
     folder,          # That all workers see: a path or an address of fsspec
@@ -306,15 +315,7 @@ def close_cluster(cluster:Cluster, done=False): # done: the run has succeeded, i
     "End the workers that were started here"
     with _quiet():
         for o in filter(None, (cluster.client, cluster.own)): o.close()
-    if cluster.in_use is None: alone = True
-    else:
-        with cluster.in_use as f:
-            try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError: alone = False
-            else:
-                alone = True
-                Path(f.name).unlink(missing_ok=True)
-    if done and alone: remove(cluster.tasks)
+    if _is_last(cluster.in_use) and done: remove(cluster.tasks)
 
 # %% ../../nbs/model/72_cluster.ipynb #3b1624ac
 DONE = 'done.json' # the last file of the features: the digest of each other one
