@@ -9,6 +9,7 @@ __all__ = ['log', 'Scorer', 'indeterminate_rows', 'Assessed', 'ScoredRows', 'Bed
 import logging, numpy as np, orjson, pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
+from itertools import repeat
 from typing import NamedTuple
 from ..data import parse
 from ..features import FeatureSpec, fold, missing_needs, new_states, patient_codes, prepare, row_hours
@@ -245,10 +246,13 @@ def effects(self:Scorer, X)->np.ndarray: # X: (n, features) as the fold gives th
     C[:,-1] += c.intercept
     return C
 @patch(as_prop=True)
-def words(self:Scorer): # `FeatureWords` of each feature, made once
-    found = self.__dict__
-    if '_words' not in found: found['_words'] = [feature_words(f, self.spec) for f in self.spec.features]
-    return self.__dict__['_words']
+def words(self:Scorer): # of each feature `FeatureWords`, with columns of the signals in place of their names; made once
+    found,column = self.__dict__, self.spec.signals.index
+    def of(f):
+        w = feature_words(f, self.spec)
+        return w._replace(made_of=[[column(s) for s in group] for group in w.made_of])
+    if '_words' not in found: found['_words'] = [of(f) for f in self.spec.features]
+    return found['_words']
 
 
 # %% ../../nbs/model/62_scorer.ipynb #72e10222
@@ -262,22 +266,27 @@ class Effect(NamedTuple):
     hours:float|None  # Since its value was measured, by whole hours of the stay's clock; None: never, or no signal
     effect:float      # Log-odds; above 0 it raises the risk
 
-def _known(x): return None if np.isnan(x) else float(str(x))
-def _hours(self, age, made_of): # age: (signals,)
+def _hours(age, made_of): # age: of each signal, a list; as `Scorer.words` has it
     "Age of the oldest of the signals that a feature reads"
-    at = self.spec.signals.index
-    each = [np.fmin.reduce(age[[at(s) for s in group]]) for group in made_of]
-    return _known(np.max(each)) if each else None
+    each = [min((age[j] for j in group if age[j] == age[j]), default=None) for group in made_of]
+    return None if None in each else max(each, default=None)
+def _largest(size, top):
+    "Positions of the `top` largest by size falling, equal ones in their order, without sorting the others"
+    least = np.partition(size, -top)[-top] if top < len(size) else -np.inf
+    k = np.flatnonzero(size >= least)
+    return k[np.argsort(-size[k], kind='stable')][:top]
 @patch
 def explained(self:Scorer, o:ScoredRows, rows, top=5)->list: # o: with ages; rows: (k,) positions
     "Of each of some rows the `top` `Effect`s, by size falling; errors as `effects`"
     C = self.effects(o.X[rows])[:,:-1]
-    order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
-    def item(r, k, c):
-        w = self.words[k]
-        return Effect(self.spec.names[k], w.signal, w.text, _known(o.X[r,k]), w.unit, _hours(self, o.age[r], w.made_of),
-                      float(c[k]))
-    return [[item(r, k, c) for k in ks] for r,ks,c in zip(rows, order.tolist(), C)]
+    words,names = self.words, self.spec.names
+    def item(k, x, age, c):
+        w,x = words[k], None if x != x else float(str(x))
+        return Effect(names[k], w.signal, w.text, x, w.unit, _hours(age, w.made_of), c)
+    def effects(r, c):
+        k,age = _largest(np.abs(c), top), o.age[r].tolist()
+        return [item(*four) for four in zip(k.tolist(), o.X[r].take(k), repeat(age), c.take(k).tolist())]
+    return [effects(*two) for two in zip(rows, C)]
 
 # %% ../../nbs/model/62_scorer.ipynb #3a6afd1d
 def _effects_frame(ids, time, o, rows, found): # o: `ScoredRows`; rows: which of them; found: as from `explained`

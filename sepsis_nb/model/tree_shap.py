@@ -69,22 +69,19 @@ _SIDE,_MOST = 128, 128 # leaves side by side; most conditions of one
 _POINTS = [np.polynomial.legendre.leggauss(q) for q in range(1, _MOST//2+1)]
 _T,_W = (np.array([np.pad(o, (0, _MOST//2-len(o))) for o in os]) for os in zip(*(((x+1)/2, w/2) for x,w in _POINTS)))
 @njit(cache=True, error_model='numpy')
-def _point(d, n, t, w, value, share, many, met, f, before, found, p, s): # t, w: point and weight
-    for l in range(n): p[l],s[l] = 1., w*value[l]
+def _point(d, n, t, w, value, share, many, more, found, p): # t, w: point and weight
+    for l in range(n): p[l] = w*value[l] # loops of few arrays each, or they are not computed side by side
     for k in range(d):
-        a,b,m,z = f[k], before[k], met[k], share[k*many:k*many+n]
-        for l in range(n): a[l] = t*m[l]+(1-t)*z[l] # loops of few arrays each, or they are not computed side by side
-        for l in range(n): b[l] = p[l]
-        for l in range(n): p[l] *= a[l]
-    for k in range(d-1, -1, -1):
-        a,b,o = f[k], before[k], found[k]
-        for l in range(n): o[l] += b[l]*s[l]
-        for l in range(n): s[l] *= a[l]
+        m,z = more[k], share[k*many:k*many+n]
+        for l in range(n): p[l] *= z[l]+t*m[l]
+    for k in range(d):
+        m,z,o = more[k], share[k*many:k*many+n], found[k]
+        for l in range(n): o[l] += p[l]/(z[l]+t*m[l])
 
 @njit(cache=True, error_model='numpy', nogil=True)
 def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, out): # X, out: (n, features)
-    work = np.empty((6, depth[-1], _SIDE))
-    met,f,before,found,p,s = work[0], work[1], work[2], work[3], work[4,0], work[5,0]
+    work = np.empty((3, depth[-1], _SIDE))
+    more,found,p = work[0], work[1], work[2,0] # more: of each condition, 1. if the row fulfils it, less its share
     c,v = 0, 0 # of the group: where its conditions begin, and its leaves
     for g in range(len(size)):
         d,many = depth[g], size[g]
@@ -93,18 +90,18 @@ def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, out): # 
             for r in range(len(X)): # of these leaves, so that they stay in the processor's cache
                 for k in range(d):
                     e = c+k*many+b
-                    at,lo,hi,o,m = feature[e:e+n], above[e:e+n], upto[e:e+n], gap[e:e+n], met[k]
+                    at,lo,hi,o,z,m = feature[e:e+n], above[e:e+n], upto[e:e+n], gap[e:e+n], share[e:e+n], more[k]
                     for l in range(n): p[l] = X[r,np.uint64(at[l])]
-                    for l in range(n): m[l] = (lo[l] < p[l])*(p[l] <= hi[l]) # without a branch: none could be foreseen
+                    for l in range(n): m[l] = (lo[l] < p[l])*(p[l] <= hi[l])-z[l] # no branch: none could be foreseen
                     for l in range(n): m[l] += o[l]*(p[l] != p[l])
                     found[k,:n] = 0.
                 for i in range((d+1)//2):
                     t,w = T[(d-1)//2,i], W[(d-1)//2,i]
-                    _point(d, n, t, w, value[v+b:v+b+n], share[c+b:], many, met, f, before, found, p, s)
+                    _point(d, n, t, w, value[v+b:v+b+n], share[c+b:], many, more, found, p)
                 for k in range(d):
                     e = c+k*many+b
-                    at,z,m,o = feature[e:e+n], share[e:e+n], met[k], found[k]
-                    for l in range(n): o[l] *= m[l]-z[l]
+                    at,m,o = feature[e:e+n], more[k], found[k]
+                    for l in range(n): o[l] *= m[l]
                     for l in range(n): out[r,np.uint64(at[l])] += o[l]
         c,v = c+d*many, v+many
 
