@@ -1,5 +1,5 @@
 "One broker and one toy champion for the whole run; the user's store, work folder and reports stay as they are"
-import fcntl, json, os, signal
+import fcntl, json, os, signal, subprocess, sys, time
 from dataclasses import asdict
 from pathlib import Path
 import pytest
@@ -12,11 +12,11 @@ os.umask(0o077) # as the commands do, which `sepsis doctor` checks
 signal.signal(signal.SIGINT, signal.default_int_handler) # `nohup make test &` ignores it, and children inherit that
 
 # What takes longest, in this order, so that nothing long is left for one process at the end
-LONG = ('test_train.py', 'test_wheel.py', 'notebook[how_to', 'notebook[runbook', 'notebook[monitor',
-        'test_chaos.py::test_nothing_', 'notebook[prove/32_chaos',
-        'notebook[prove/20_bench', 'test_grow.py', 'notebook[prove/', 'test_model.py', 'test_security.py',
-        'notebook[0', 'test_operate.py', 'test_worker.py', 'test_producer.py', 'test_bytes.py', 'test_topics.py',
-        'notebook[stream/', 'notebook[model/', 'test_cli.py', 'test_broker.py', 'notebook[')
+LONG = ('test_train.py', 'test_cluster.py', 'test_wheel.py', 'notebook[prove/2', 'notebook[how_to', 'notebook[run',
+        'notebook[prove/32_chaos', 'notebook[prove/40', 'test_chaos.py::test_nothing_', 'test_grow.py', 'test_deploy',
+        'test_security.py', 'test_topics.py', 'test_cli.py', 'notebook[0', 'notebook[stream/', 'test_bytes.py',
+        'test_board', 'test_producer.py', 'test_broker.py', 'notebook[prove/', 'test_operate.py', 'test_worker.py',
+        'test_model.py', 'test_metrics.py', 'test_forward.py', 'test_lives.py', 'notebook[')
 ALONE = 'test_notebook[', 'test_chaos.py::test_nothing_', 'test_operate.py', 'test_worker.py', 'test_bytes.py'
 
 def pytest_collection_modifyitems(items):
@@ -59,6 +59,25 @@ def store(apart, tmp_path_factory):
         if not note.exists(): note.write_text(json.dumps(asdict(toy_store(shared/'toy_store')), default=str))
     found = json.loads(note.read_text())
     return ToyStore(**found | dict(folder=Path(found['folder'])))
+
+@pytest.fixture(scope='session')
+def kernels(apart):
+    "A folder for `JUPYTER_PATH` whose kernel starts from loaded packages, see `forked_kernel`"
+    program,path,folder = ROOT/'tests/forked_kernel.py', apart/'kernel.sock', apart/'jupyter/kernels/python3'
+    folder.mkdir(parents=True)
+    argv = [sys.executable, str(program), str(path), '-f', '{connection_file}']
+    (folder/'kernel.json').write_text(json.dumps(dict(argv=argv, display_name='forked', language='python')))
+    with subprocess.Popen([sys.executable, program, 'serve', path]) as server:
+        while not path.exists(): assert server.poll() is None and not time.sleep(.1)
+        yield folder.parent.parent
+        server.terminate()
+
+@pytest.fixture(scope='module')
+def forked(kernels):
+    "Pages that this module runs start from loaded packages"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('JUPYTER_PATH', str(kernels))
+        yield
 
 @pytest.fixture
 def line(kafka, store, tmp_path):

@@ -145,10 +145,10 @@ def test_batches_that_stop_a_client(kafka, store, tmp_path):
 def flood(line, p, before):
     "Rows of 500 kB, which the sender has packed a thousand times smaller: what a worker holds is not what waits"
     done,many = line.count(), raw_batch(zstd(records(20, 'p1', 'x'*500_000)), 20, 4)
-    send_batches(line.s.kafka, line.s.topics.input, 0, [many]*30)
-    line.wait(done+600)
+    send_batches(line.s.kafka, line.s.topics.input, 0, [many]*60)
+    line.wait(done+1200)
     taken = peak_mb(line.child(p))-before
-    assert taken < 250, f'{taken:.0f} MB'
+    assert taken < 400, f'{taken:.0f} of 600 MB'
 
 def check_letters(line, scorer):
     letters = [(r, {k:v.decode() for k,v in r.headers}) for r in read_topic(line.s.topics.dead_letter, line.s.kafka)]

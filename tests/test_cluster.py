@@ -1,5 +1,6 @@
 "Training on worker processes: the same bytes, whatever their number and whatever happens to them"
 import errno, json, os, signal, socket, subprocess, sys, textwrap, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -7,6 +8,7 @@ import numpy as np, pandas as pd, psutil, pytest
 import sepsis_nb.model.cluster as cluster
 from sepsis_nb.data import read
 from sepsis_nb.features import SPECS
+from sepsis_nb.model import search
 from sepsis_nb.model.cluster import ClusterError, close_cluster, open_cluster, wait_for_workers
 from sepsis_nb.model.compare import ablation, baselines
 from sepsis_nb.model.explain import fold_gain, permutation
@@ -15,7 +17,7 @@ from sepsis_nb.model.kinds import KINDS, fit_model, in_threads
 from sepsis_nb.model.metrics import METRICS, Metric
 from sepsis_nb.model.search import cross_validate, patient_folds
 from sepsis_nb.model.stays import load_stays, sample_weights, table_stays
-from sepsis_nb.settings import load_settings
+from sepsis_nb.settings import load_settings, private_folder
 from sepsis_nb.train import TrainingFailed, run_training
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -31,6 +33,27 @@ def rows():
     sick = df.label.groupby(df.patient_id).max()
     ids = [*sick[sick == 1].index[:75], *sick[sick == 0].index[:75]]
     return df[df.patient_id.isin(ids)].sort_values('time', kind='stable', ignore_index=True)
+
+@pytest.fixture(scope='module', autouse=True)
+def few_draws():
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(search, 'RESAMPLES', 100) # of a thousand, which the page has
+        yield
+
+@pytest.fixture(scope='module', autouse=True)
+def pages(forked, rows, tmp_path_factory):
+    "By cluster the training page as a future: it is run beside the tests, in kernels of its own"
+    tmp,s,ids = tmp_path_factory.mktemp('pages'), load_settings(), rows.patient_id.unique()[::3]
+    few = rows[rows.patient_id.isin(ids)].drop(columns='time').rename(columns=dict(label='SepsisLabel'))
+    few.to_parquet(tmp/'rows.parquet', index=False)
+    def report(address):
+        own = private_folder(tmp/(address[:5] or 'here'))
+        at = replace(s, home=tmp, paths=replace(s.paths, reports=str(own)))
+        what = dict(data=f'{tmp}/rows.parquet', features='monitor4', models='LightGBM', folds=3, cluster=address)
+        place = dict(metrics_json=f'{own}/figures.json', tracking_uri=f'sqlite:///{own}.db', register='false')
+        _,html = run_training(what | place, at, quiet=True)
+        return json.loads((own/'figures.json').read_text()), html.read_text()
+    with ThreadPoolExecutor(2) as two: yield {k:two.submit(report, k) for k in ('', 'local:2', 'tcp://127.0.0.1:9')}
 
 @pytest.fixture(scope='module')
 def pool(tmp_path_factory):
@@ -293,7 +316,7 @@ def test_no_scheduler(tmp_path, monkeypatch):
 
 def test_another_server_is_no_scheduler(tmp_path, monkeypatch, capfd):
     "One that speaks HTTP: one line, and nothing of Dask's"
-    monkeypatch.setattr(cluster, 'ANSWER_S', 2)
+    monkeypatch.setattr(cluster, 'ANSWER_S', 1)
     class Handler(BaseHTTPRequestHandler): timeout = 1 # it waits for the end of a line that does not come
     server = HTTPServer(('127.0.0.1', 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -314,7 +337,7 @@ def test_an_address_that_is_none(address):
 
 def test_scheduler_without_workers(tmp_path, monkeypatch):
     from distributed import LocalCluster
-    monkeypatch.setattr(cluster, 'ANSWER_S', 3)
+    monkeypatch.setattr(cluster, 'ANSWER_S', 1)
     with LocalCluster(n_workers=0, host='127.0.0.1', dashboard_address=None) as own:
         with pytest.raises(ClusterError) as e: open_cluster(own.scheduler_address, tmp_path)
     assert 'the scheduler has no workers; start some with `dask worker --nthreads 1 tcp://' in one_line(e)
@@ -360,32 +383,14 @@ def test_distributed_booster(rows, pool, here):
     with pytest.raises(ValueError, match='parameter distributed_booster'):
         Job(distributed_booster='true').cluster_of(load_settings())
 
-@pytest.fixture(scope='module')
-def reports(rows, tmp_path_factory):
-    "The training page in this process and on two workers: figures, and the page"
-    tmp = tmp_path_factory.mktemp('pages')
-    s = load_settings()
-    rows.drop(columns='time').rename(columns=dict(label='SepsisLabel')).to_parquet(tmp/'rows.parquet')
-    out = {}
-    for address in '', 'local:2':
-        at = replace(s, home=tmp, paths=replace(s.paths, reports=f'{tmp}/{address[:5] or "here"}'))
-        own = dict(data=f'{tmp}/rows.parquet', features='monitor4', models='LightGBM', folds=3, cluster=address)
-        place = dict(metrics_json=f'{tmp}/figures.json', tracking_uri=f'sqlite:///{tmp}/mlflow.db', register='false')
-        _,html = run_training(own | place, at, quiet=True)
-        out[address] = json.loads((tmp/'figures.json').read_text()), html.read_text()
-    return out
-
-def test_the_page_has_the_same_figures(reports):
-    (a,_),(b,html) = reports.values()
+def test_the_page_has_the_same_figures(pages):
+    (a,_),(b,html) = (pages[o].result() for o in ('', 'local:2'))
     for o in a, b:
         for m in o['models'].values(): m.pop('run_id')
     assert a == b
     for text in 'local:2', 'workers_cpu_s', 'moved_mb': assert text in html
 
-def test_page_without_scheduler(tmp_path):
+def test_a_page_without_scheduler(pages):
     "One line, and nothing of Dask's"
-    s = load_settings()
-    at = replace(s, home=tmp_path, paths=replace(s.paths, reports=f'{tmp_path}/reports'))
-    with pytest.raises(TrainingFailed) as e:
-        run_training(dict(cluster='tcp://127.0.0.1:9', tracking_uri=f'sqlite:///{tmp_path}/m.db'), at, quiet=True)
+    with pytest.raises(TrainingFailed) as e: pages['tcp://127.0.0.1:9'].result()
     assert 'ClusterError: cluster tcp://127.0.0.1:9: no answer within 10 s' in str(e.value).splitlines()[0]

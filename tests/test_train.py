@@ -26,7 +26,7 @@ XGB = dict(n_estimators=[50, 100], learning_rate=[.01, .1], max_depth=[3, 5])
 ODD = 'ä ö#50%20?{x}\\ x' # a name that addresses, and papermill's own templates, would take apart
 
 @pytest.fixture(scope='module')
-def there(tmp_path_factory):
+def there(tmp_path_factory, forked):
     "Settings of an own store and report folder; a password is set, as it is for an operator"
     tmp = tmp_path_factory.mktemp('train')
     with pytest.MonkeyPatch.context() as env:
