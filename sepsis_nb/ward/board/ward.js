@@ -3,7 +3,7 @@
 'use strict';
 (() => {
   const VITALS = [...document.querySelectorAll('.row.head .vital')].map(h => h.firstChild.textContent.trim());
-  const lines = new Map(), rows = new Map(), dirty = new Set(), seen = new Set();
+  const lines = new Map(), rows = new Map(), fresh = new Map(), dirty = new Set(), seen = new Set();
   const list = $('rows'), wanted = new Set();
   let unsorted = false, painting = false, complete = false;
 
@@ -137,8 +137,8 @@
       if (!old || before(old, l) && String(old.order) !== String(l.order)) unsorted = true;
       if (complete && l.state === 'alert' && (!old || old.state !== 'alert' || old.alert.at !== l.alert.at)) {
         news.push(`${l.key}, risk ${percent(l.alert.risk)}`);
-        rows.get(l.key).el.classList.remove('fresh');
-        rows.get(l.key).el.classList.add('fresh');
+        rows.get(l.key).el.classList.add('fresh'); // a ring that stands: an animation would paint the page at each frame
+        fresh.set(l.key, performance.now());
       }
       dirty.add(l.key);
     }
@@ -149,7 +149,7 @@
     for (const key of keys) {
       const r = rows.get(key);
       if (!r) continue;
-      visible.unobserve(r.el); r.el.remove(); rows.delete(key); lines.delete(key); seen.delete(key); dirty.delete(key);
+      visible.unobserve(r.el); r.el.remove(); rows.delete(key); lines.delete(key); seen.delete(key); dirty.delete(key); fresh.delete(key);
     }
   }
   function settle() { count(); filter(); sort(); }
@@ -167,6 +167,7 @@
     count(); filter();
     if (++beat % 3 === 0) sort();
     for (const key of seen) if (rows.has(key)) tick(rows.get(key), lines.get(key));
+    for (const [key, began] of fresh) if (performance.now() - began > 3000) { rows.get(key).el.classList.remove('fresh'); fresh.delete(key); }
   }, 1000);
   window.addEventListener('beforeprint', () => { for (const [key, r] of rows) paint(r, lines.get(key)); });
 })();
