@@ -907,6 +907,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'sepsis_nb.model.tree_shap._add': ('model/tree_shap.html#_add', 'sepsis_nb/model/tree_shap.py'),
                                            'sepsis_nb.model.tree_shap._point': ( 'model/tree_shap.html#_point',
                                                                                  'sepsis_nb/model/tree_shap.py'),
+                                           'sepsis_nb.model.tree_shap._points': ( 'model/tree_shap.html#_points',
+                                                                                  'sepsis_nb/model/tree_shap.py'),
                                            'sepsis_nb.model.tree_shap._tree': ( 'model/tree_shap.html#_tree',
                                                                                 'sepsis_nb/model/tree_shap.py'),
                                            'sepsis_nb.model.tree_shap._walk': ( 'model/tree_shap.html#_walk',

@@ -7,6 +7,7 @@ __all__ = ['Leaves', 'leaves_of', 'tree_shap']
 
 # %% ../../nbs/model/21_tree_shap.ipynb #d765a58e
 import numpy as np
+from functools import lru_cache
 from numba import njit
 from typing import NamedTuple
 
@@ -65,10 +66,15 @@ def leaves_of(booster)->Leaves|None: # a LightGBM booster
                   f.astype(np.int64), above, upto, gap, share, base)
 
 # %% ../../nbs/model/21_tree_shap.ipynb #3835fb0e
-_SIDE,_MOST = 256, 128 # leaves side by side; most conditions of one
-_POINTS = [np.polynomial.legendre.leggauss(q) for q in range(1, _MOST//2+1)]
-_T,_W = (np.array([np.pad(o, (0, _MOST//2-len(o))) for o in os], np.float32)
-         for os in zip(*(((x+1)/2, w/2) for x,w in _POINTS)))
+_SIDE = 256 # leaves side by side
+@lru_cache
+def _points(most): # most: conditions of a leaf
+    "(n, n) float32 points in (0, 1), and their weights; in row q the first q+1 of them, for 2q+1 and 2q+2 conditions"
+    n = (most+1)//2
+    found = [np.polynomial.legendre.leggauss(q) for q in range(1, n+1)]
+    def table(rows): return np.array([np.pad(o, (0, n-len(o))) for o in rows], np.float32)
+    return table([(x+1)/2 for x,_ in found]), table([w/2 for _,w in found])
+
 @njit(cache=True, error_model='numpy')
 def _point(d, n, t, w, value, share, many, more, found, p): # t, w: point and weight
     for l in range(n): p[l] = w*value[l] # loops of few arrays each, or they are not computed side by side
@@ -111,5 +117,5 @@ def tree_shap(leaves:Leaves, X)->np.ndarray: # X: (n, features) float32 or float
     "(n, features+1) log-odds that add up to those of the model to a millionth, the base last"
     out = np.zeros((len(X), X.shape[1]+1))
     out[:,-1] = leaves.base
-    if len(leaves.value): _add(*leaves[:-1], np.ascontiguousarray(X), _T, _W, out)
+    if len(leaves.value): _add(*leaves[:-1], np.ascontiguousarray(X), *_points(int(leaves.depth[-1])), out)
     return out
