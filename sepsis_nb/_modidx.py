@@ -723,7 +723,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'sepsis_nb.model.scorer._effects_frame': ( 'model/scorer.html#_effects_frame',
                                                                                    'sepsis_nb/model/scorer.py'),
                                         'sepsis_nb.model.scorer._hours': ('model/scorer.html#_hours', 'sepsis_nb/model/scorer.py'),
-                                        'sepsis_nb.model.scorer._largest': ('model/scorer.html#_largest', 'sepsis_nb/model/scorer.py'),
                                         'sepsis_nb.model.scorer._limits': ('model/scorer.html#_limits', 'sepsis_nb/model/scorer.py'),
                                         'sepsis_nb.model.scorer._parts': ('model/scorer.html#_parts', 'sepsis_nb/model/scorer.py'),
                                         'sepsis_nb.model.scorer._score_part': ( 'model/scorer.html#_score_part',

@@ -270,23 +270,18 @@ def _hours(age, made_of): # age: of each signal, a list; as `Scorer.words` has i
     "Age of the oldest of the signals that a feature reads"
     each = [min((age[j] for j in group if age[j] == age[j]), default=None) for group in made_of]
     return None if None in each else max(each, default=None)
-def _largest(size, top):
-    "Positions of the `top` largest by size falling, equal ones in their order, without sorting the others"
-    least = np.partition(size, -top)[-top] if top < len(size) else -np.inf
-    k = np.flatnonzero(size >= least)
-    return k[np.argsort(-size[k], kind='stable')][:top]
 @patch
 def explained(self:Scorer, o:ScoredRows, rows, top=5)->list: # o: with ages; rows: (k,) positions
     "Of each of some rows the `top` `Effect`s, by size falling; errors as `effects`"
     C = self.effects(o.X[rows])[:,:-1]
+    order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
+    X,C = (np.take_along_axis(a, order, 1) for a in (o.X[rows], C))
     words,names = self.words, self.spec.names
-    def item(k, x, age, c):
+    def item(k, x, c, age):
         w,x = words[k], None if x != x else float(str(x))
         return Effect(names[k], w.signal, w.text, x, w.unit, _hours(age, w.made_of), c)
-    def effects(r, c):
-        k,age = _largest(np.abs(c), top), o.age[r].tolist()
-        return [item(*four) for four in zip(k.tolist(), o.X[r].take(k), repeat(age), c.take(k).tolist())]
-    return [effects(*two) for two in zip(rows, C)]
+    return [[item(*four) for four in zip(ks, xs, cs, repeat(age))]
+            for ks,xs,cs,age in zip(order.tolist(), X, C.tolist(), o.age[rows].tolist())]
 
 # %% ../../nbs/model/62_scorer.ipynb #3a6afd1d
 def _effects_frame(ids, time, o, rows, found): # o: `ScoredRows`; rows: which of them; found: as from `explained`
