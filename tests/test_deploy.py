@@ -60,8 +60,9 @@ def test_what_services_name_is_there():
         used = {v for v in (s.get('environment') or {}).values() if str(v).startswith('/run/secrets/')}
         assert {v.rpartition('/')[2] for v in used} == set(s.get('secrets', [])), f'{n}: secrets and variables differ'
         for v in s.get('volumes', []):
-            if isinstance(v, dict): assert (DEPLOY/v['source']).is_dir(), f'{n}: no {v["source"]}'
-            elif v[0] == '/': assert v.split(':')[0] == EXAMPLE['TRAIN_DATA'] and v.endswith(':ro'), n
+            if isinstance(v, dict):
+                assert v['read_only'] and not v['bind']['create_host_path'], n
+                assert v['source'] == EXAMPLE['TRAIN_DATA'] or (DEPLOY/v['source']).is_dir(), f'{n}: no {v["source"]}'
             else: assert v.split(':')[0] in COMPOSE['volumes'], n
     table = (DEPLOY/'secrets/README.md').read_text()
     for o in COMPOSE['secrets'].values(): assert f"`{o['file'].rpartition('/')[2]}`" in table
@@ -115,7 +116,7 @@ def test_dockerfile():
         for source in rest.split()[:-1]: assert (ROOT/source).exists() and f'!{source}' in rules, source
     made = re.search(r'install -d .* -m 0700 ([/\w ]+)', text)[1].split()
     for s in OWN.values(): # a named volume takes owner and mode of the folder in the image
-        for v in s.get('volumes', []): assert v[0] == '/' or v.split(':')[1] in made
+        for v in s.get('volumes', []): assert isinstance(v, dict) or v.split(':')[1] in made
 
 @pytest.mark.parametrize('line, words', {
     'FROM python:latest':'unpinned', 'FROM python':'unpinned', 'ADD https://x.example/a /a':'ADD',

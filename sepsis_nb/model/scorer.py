@@ -9,7 +9,6 @@ __all__ = ['log', 'Scorer', 'indeterminate_rows', 'Assessed', 'ScoredRows', 'Bed
 import logging, numpy as np, orjson, pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-from itertools import repeat
 from typing import NamedTuple
 from ..data import parse
 from ..features import FeatureSpec, fold, missing_needs, new_states, patient_codes, prepare, row_hours
@@ -280,7 +279,7 @@ def explained(self:Scorer, o:ScoredRows, rows, top=5)->list: # o: with ages; row
     def item(k, x, c, age):
         w,x = words[k], None if x != x else float(str(x))
         return Effect(names[k], w.signal, w.text, x, w.unit, _hours(age, w.made_of), c)
-    return [[item(*four) for four in zip(ks, xs, cs, repeat(age))]
+    return [[item(k, x, c, age) for k,x,c in zip(ks, xs, cs)]
             for ks,xs,cs,age in zip(order.tolist(), X, C.tolist(), o.age[rows].tolist())]
 
 # %% ../../nbs/model/62_scorer.ipynb #3a6afd1d

@@ -3,7 +3,7 @@
 'use strict';
 (() => {
   const VITALS = [...document.querySelectorAll('.row.head .vital')].map(h => h.firstChild.textContent.trim());
-  const lines = new Map(), rows = new Map(), fresh = new Map(), dirty = new Set(), seen = new Set();
+  const lines = new Map(), rows = new Map(), dirty = new Set(), seen = new Set();
   const list = $('rows'), wanted = new Set();
   let unsorted = false, painting = false, complete = false;
 
@@ -12,7 +12,7 @@
     const r = { key, mark: el('span', { class: 'mark', 'aria-hidden': 'true' }), word: el('span', { class: 'word' }), since: el('small'),
       link: el('a', { href: `/bed?key=${encodeURIComponent(key)}`, title: key }, key), unit: el('small'), risk: el('b'), why: el('small', { class: 'why' }),
       svg: document.createElementNS(SVG, 'svg'), last: cell('last'), button: el('button', { type: 'button' }, 'Answer'),
-      vitals: VITALS.map(n => ({ value: el('span'), age: el('small'), name: n })), course: '' };
+      vitals: VITALS.map(n => ({ value: el('span'), age: el('small'), name: n })), course: '', news: -Infinity };
     r.svg.setAttribute('viewBox', '0 0 100 40'); r.svg.setAttribute('preserveAspectRatio', 'none'); r.svg.setAttribute('aria-hidden', 'true');
     r.el = el('div', { class: 'row', role: 'row' }, cell('state', r.mark, r.word, r.since), el('div', { class: 'who', role: 'rowheader' }, r.link, r.unit),
       cell('risk', r.risk, r.why), cell('course', r.svg),
@@ -52,6 +52,7 @@
   }
   function tick(r, l) { // what changes with time alone
     const t = now(), a = l.alert, past = t - l.at, old = l.quiet || isStale();
+    r.el.classList.toggle('fresh', performance.now() - r.news < 3000); // an outline: an animation would paint the page at each frame
     put(r.risk, l.risk === null ? '–' : `${old ? 'was ' : ''}${percent(l.risk)}`);
     const since = l.state === 'snoozed' ? `until ${time(a.answer.until)}, ${a.answer.by}` : l.state === 'acknowledged' ? `${a.answer.by}, ${time(a.answer.time)}`
       : l.state === 'missed' ? `${time(a.at)}; risk fell` : l.state === 'alert' ? `${a.answer ? 'snooze ended' : age(t - a.at)}, since ${time(a.at)}` : '';
@@ -137,8 +138,7 @@
       if (!old || before(old, l) && String(old.order) !== String(l.order)) unsorted = true;
       if (complete && l.state === 'alert' && (!old || old.state !== 'alert' || old.alert.at !== l.alert.at)) {
         news.push(`${l.key}, risk ${percent(l.alert.risk)}`);
-        rows.get(l.key).el.classList.add('fresh'); // a ring that stands: an animation would paint the page at each frame
-        fresh.set(l.key, performance.now());
+        rows.get(l.key).news = performance.now();
       }
       dirty.add(l.key);
     }
@@ -149,7 +149,7 @@
     for (const key of keys) {
       const r = rows.get(key);
       if (!r) continue;
-      visible.unobserve(r.el); r.el.remove(); rows.delete(key); lines.delete(key); seen.delete(key); dirty.delete(key); fresh.delete(key);
+      visible.unobserve(r.el); r.el.remove(); rows.delete(key); lines.delete(key); seen.delete(key); dirty.delete(key);
     }
   }
   function settle() { count(); filter(); sort(); }
@@ -167,7 +167,6 @@
     count(); filter();
     if (++beat % 3 === 0) sort();
     for (const key of seen) if (rows.has(key)) tick(rows.get(key), lines.get(key));
-    for (const [key, began] of fresh) if (performance.now() - began > 3000) { rows.get(key).el.classList.remove('fresh'); fresh.delete(key); }
   }, 1000);
   window.addEventListener('beforeprint', () => { for (const [key, r] of rows) paint(r, lines.get(key)); });
 })();
