@@ -138,7 +138,8 @@ def test_two_commands_start_at_once(run, background):
     both = [run(START, env) for _ in range(2)]
     assert sorted(done(p).strip() for p in both) == ['running', 'started']
     create_topics(s.kafka, s.topics)
-    with KafkaProducer(**client_args(s.kafka)) as producer: producer.send(s.topics.input, b'{}', b'p1').get(10)
+    with KafkaProducer(**client_args(s.kafka)) as producer: # a partition's folder exists once it has taken a row
+        for n in range(4): producer.send(s.topics.input, b'{}', b'p1', partition=n).get(10)
     data = s.work/'kafka'
     assert len(list(data.glob('topics/input-topic-?/*.log'))) == 4 and data.stat().st_mode & 0o777 == 0o700
     assert not readable_by_others(data) and {o.name for o in s.work.parent.iterdir()} == {'work', 'cache'}
