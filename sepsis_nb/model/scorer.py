@@ -9,7 +9,7 @@ __all__ = ['log', 'Scorer', 'indeterminate_rows', 'Assessed', 'ScoredRows', 'Bed
 import logging, numpy as np, orjson, pandas as pd
 from dataclasses import dataclass, field
 from fastcore.basics import patch
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 from ..data import parse
 from ..features import FeatureSpec, fold, missing_needs, new_states, patient_codes, prepare, row_hours
 from .contract import fitted_patients, spec_hash
@@ -255,7 +255,7 @@ def words(self:Scorer): # of each feature `FeatureWords`, with columns of the si
 
 
 # %% ../../nbs/model/62_scorer.ipynb #72e10222
-class Effect(NamedTuple):
+class Effect(TypedDict): # as JSON has it, so that an alert is written without a copy
     "What one feature does to the risk of a row"
     feature:str
     signal:str        # The first that it reads; empty: none
@@ -278,7 +278,8 @@ def explained(self:Scorer, o:ScoredRows, rows, top=5)->list: # o: with ages; row
     words,names = self.words, self.spec.names
     def item(k, x, c, age):
         w,x = words[k], None if x != x else float(str(x))
-        return Effect(names[k], w.signal, w.text, x, w.unit, _hours(age, w.made_of), c)
+        return Effect(feature=names[k], signal=w.signal, text=w.text, value=x, unit=w.unit,
+                      hours=_hours(age, w.made_of), effect=c)
     return [[item(k, x, c, age) for k,x,c in zip(ks, xs, cs)]
             for ks,xs,cs,age in zip(order.tolist(), X, C.tolist(), o.age[rows].tolist())]
 
@@ -287,7 +288,7 @@ def _effects_frame(ids, time, o, rows, found): # o: `ScoredRows`; rows: which of
     r = np.repeat(np.arange(len(rows)), [len(e) for e in found]) if len(rows) else []
     head = dict(patient_id=np.asarray(ids)[r], time=np.asarray(time)[r], risk=o.proba[rows,1][r],
                 indeterminate=o.quality.indeterminate[rows][r])
-    items = pd.DataFrame([e for es in found for e in es], columns=Effect._fields)
+    items = pd.DataFrame([e for es in found for e in es], columns=list(Effect.__annotations__))
     return pd.DataFrame(head).join(items.astype(dict(value=float, hours=float, effect=float)))
 @patch
 def explain(

@@ -18,7 +18,7 @@ class Leaves(NamedTuple):
     size:np.ndarray    # (groups,) leaves
     value:np.ndarray   # (leaves,) log-odds, float32 as `gap` and `share`
     feature:np.ndarray # (conditions,) column; of a group first the first condition of all its leaves, then the second …
-    above:np.ndarray   # (conditions,) the value must be above it …
+    above:np.ndarray   # (conditions,) the value must be above it, float32 …
     upto:np.ndarray    # … and up to this one
     gap:np.ndarray     # (conditions,) 1.: a missing value fulfils it; else 0.
     share:np.ndarray   # (conditions,) of the training rows, in (0, 1]
@@ -49,6 +49,11 @@ def _walk(t, node, way): # way: feature to (above, upto, gap, share)
         yield from _walk(t, child, way | {f:(*here, gap and gap_left == left, share*part)})
 
 # %% ../../nbs/model/21_tree_shap.ipynb #03eba3a0
+def _float32_below(t): # t: (n,) thresholds
+    "The largest float32 up to each: a float32 value is above one where it is above the other"
+    with np.errstate(over='ignore'): o = t.astype(np.float32)
+    return np.where(o > t, np.nextafter(o, np.float32(-np.inf)), o)
+
 def leaves_of(booster)->Leaves|None: # a LightGBM booster
     "The `Leaves` of a model; None: it has trees that only LightGBM explains"
     leaves,base = [], 0.
@@ -63,10 +68,10 @@ def leaves_of(booster)->Leaves|None: # a LightGBM booster
     f,above,upto,gap,share = np.array(conditions, float).reshape(-1, 5).T.copy()
     value,gap,share = (np.float32(o) for o in ([v for g in groups.values() for v,_ in g], gap, share))
     return Leaves(np.array(list(groups), int), np.array([len(g) for g in groups.values()], int), value,
-                  f.astype(np.int64), above, upto, gap, share, base)
+                  f.astype(np.uint32), _float32_below(above), _float32_below(upto), gap, share, base)
 
 # %% ../../nbs/model/21_tree_shap.ipynb #3835fb0e
-_SIDE = 256 # leaves side by side
+_SIDE = 512 # leaves side by side
 @lru_cache
 def _points(most): # most: conditions of a leaf
     "(n, n) float32 points in (0, 1), and their weights; in row q the first q+1 of them, for 2q+1 and 2q+2 conditions"
@@ -86,8 +91,8 @@ def _point(d, n, t, w, value, share, many, more, found, p): # t, w: point and we
         for l in range(n): o[l] += p[l]/(z[l]+t*m[l])
 
 @njit(cache=True, error_model='numpy', nogil=True)
-def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, out): # X, out: (n, features)
-    work,x = np.empty((3, depth[-1], _SIDE), np.float32), np.empty(_SIDE, X.dtype)
+def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, sums): # sums: (n, 4, features)
+    work,x = np.empty((3, depth[-1], _SIDE), np.float32), np.empty(_SIDE, np.float32)
     more,found,p = work[0], work[1], work[2,0] # more: of each condition, 1. if the row fulfils it, less its share
     c,v = 0, 0 # of the group: where its conditions begin, and its leaves
     for g in range(len(size)):
@@ -98,7 +103,7 @@ def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, out): # 
                 for k in range(d):
                     e = c+k*many+b
                     at,lo,hi,o,z,m = feature[e:e+n], above[e:e+n], upto[e:e+n], gap[e:e+n], share[e:e+n], more[k]
-                    for l in range(n): x[l] = X[r,np.uint64(at[l])] # no branch below: none could be foreseen
+                    for l in range(n): x[l] = X[r,at[l]] # no branch below: none could be foreseen
                     for l in range(n): m[l] = np.float32((lo[l] < x[l])*(x[l] <= hi[l]))-z[l]
                     for l in range(n): m[l] += o[l]*np.float32(x[l] != x[l])
                     found[k,:n] = 0.
@@ -109,13 +114,12 @@ def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, out): # 
                     e = c+k*many+b
                     at,m,o = feature[e:e+n], more[k], found[k]
                     for l in range(n): o[l] *= m[l]
-                    for l in range(n): out[r,np.uint64(at[l])] += o[l]
+                    for l in range(n): sums[r,np.uint32(l&3),at[l]] += o[l]
         c,v = c+d*many, v+many
 
 # %% ../../nbs/model/21_tree_shap.ipynb #ebab81b7
-def tree_shap(leaves:Leaves, X)->np.ndarray: # X: (n, features) float32 or float64
+def tree_shap(leaves:Leaves, X)->np.ndarray: # X: (n, features), taken as float32, as the fold gives them
     "(n, features+1) log-odds that add up to those of the model to a millionth, the base last"
-    out = np.zeros((len(X), X.shape[1]+1))
-    out[:,-1] = leaves.base
-    if len(leaves.value): _add(*leaves[:-1], np.ascontiguousarray(X), *_points(int(leaves.depth[-1])), out)
-    return out
+    X,sums = np.ascontiguousarray(X, np.float32), np.zeros((len(X), 4, X.shape[1]))
+    if len(leaves.value): _add(*leaves[:-1], X, *_points(int(leaves.depth[-1])), sums)
+    return np.column_stack([sums.sum(1), np.full(len(X), leaves.base)])

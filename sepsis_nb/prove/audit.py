@@ -139,7 +139,7 @@ def differs_from_table(table, outputs): # table: `Scorer.score` of at least the 
 # %% ../../nbs/prove/30_audit.ipynb #2cb9cabc
 def differs_from_explained(table, alerts): # table: `Scorer.explain` of the rows sent, `alerts=True`; alerts: JSON bytes
     "How many alerts, each patient's in order, have an explanation that is not that of the table, to the last bit"
-    items = table[['patient_id', *Effect._fields]].astype(object)
+    items = table[['patient_id', *Effect.__annotations__]].astype(object)
     want = {id:o.drop(columns='patient_id').to_dict('records')
             for id,o in items.where(items.notna(), None).groupby('patient_id')}
     wrong = 0

@@ -7,10 +7,11 @@ __all__ = ['MAX_ID', 'MOST_REASON', 'check_message', 'dead_letter', 'range_lette
            'new_in_wrong_place', 'score_batch']
 
 # %% ../../nbs/stream/31_scoring.ipynb #738713a8
-import numpy as np, orjson, sepsis_nb, time
+import numpy as np, orjson, sepsis_nb
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from threading import Event
 from ..data import parse
 from ..model.contract import spec_hash
 from ..model.scorer import Beds, Scorer
@@ -65,7 +66,7 @@ _ONE_LINE = bytes.maketrans(b'\n\r', b'  ')
 def explanation_of(scorer:Scorer, effects)->dict: # effects: of one row, from `Scorer.explained`; None: it has none
     "What an alert says more than other outputs"
     p = scorer.policy
-    return {'explanation':'none' if effects is None else [e._asdict() for e in effects],
+    return {'explanation':'none' if effects is None else effects,
             'policy':{'threshold':p.alert_threshold, 'clears_below':p.clear_threshold, 'refractory_h':p.refractory_h},
             'spec':spec_hash(scorer.spec), 'package':sepsis_nb.__version__}
 
@@ -185,6 +186,14 @@ def new_in_wrong_place(patients:dict, messages)->bool: # patients: partition to 
 
 # %% ../../nbs/stream/31_scoring.ipynb #f7b0133e
 _beside = ThreadPoolExecutor(1, 'explain')
+def _begin_beside(f, *args):
+    "A future of what runs in a thread and has begun: it would otherwise wait 5 ms for Python's lock"
+    begun = Event()
+    def run(): begun.set(); return f(*args)
+    found = _beside.submit(run)
+    begun.wait()
+    return found
+
 def _score_rows(batch, scorer, patients, rows, explain):
     "Score the rows of a batch with the states of their partitions, and add what follows to `batch`"
     raw,hours = np.array([o.values for _,o,*_ in rows]), np.array([o.time for _,o,*_ in rows])
@@ -198,8 +207,7 @@ def _score_rows(batch, scorer, patients, rows, explain):
     o = scorer.score_rows(raw, hours, [beds(p) for p in np.unique(partition)], suspect, ages)
     P,quality,alert,indeterminate = o.proba, o.quality, o.alert.tolist(), o.quality.indeterminate.tolist()
     told = np.arange(len(rows)) if explain == 'all' else np.flatnonzero(o.alert)
-    why = _beside.submit(scorer.explained, o, told) if ages and len(told) else None
-    if why: time.sleep(1e-4) # lets it begin; it would wait 5 ms for Python's lock
+    why = _begin_beside(scorer.explained, o, told) if ages and len(told) else None
     def answer(r, more=None):
         m,row,_,reasons,_ = rows[r]
         args = m, row.patient_id, P[r], scorer, alert[r], indeterminate[r], reasons+quality.reasons[r]
