@@ -62,7 +62,7 @@ def answers(csv):
 def test_an_error_is_one_line(answers, n):
     code,text,seconds = answers[n].result()
     assert code and MISTAKES[n][2] in text and 'Traceback' not in text
-    assert seconds < 30
+    assert seconds < 60, 'it was tried again and again'
 
 NO_PEM = dict(SEPSIS_KAFKA_SSL_CAFILE=__file__, SEPSIS_KAFKA_SECURITY_PROTOCOL='SSL')
 STARTS = [(dict(SEPSIS_WORKER_STOP_S='inf'), '', os.EX_CONFIG, 'SEPSIS_WORKER_STOP_S, section [worker]: stop_s inf'),

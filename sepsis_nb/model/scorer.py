@@ -265,23 +265,24 @@ class Effect(TypedDict): # as JSON has it, so that an alert is written without a
     hours:float|None  # Since its value was measured, by whole hours of the stay's clock; None: never, or no signal
     effect:float      # Log-odds; above 0 it raises the risk
 
-def _hours(age, made_of): # age: of each signal, a list; as `Scorer.words` has it
+def _hours(age, made_of): # age: of each signal, a list, infinite: never; as `Scorer.words` has it
     "Age of the oldest of the signals that a feature reads"
-    each = [min((age[j] for j in group if age[j] == age[j]), default=None) for group in made_of]
-    return None if None in each else max(each, default=None)
+    oldest = max([min([age[j] for j in group]) for group in made_of], default=np.inf)
+    return None if oldest == np.inf else oldest
 @patch
 def explained(self:Scorer, o:ScoredRows, rows, top=5)->list: # o: with ages; rows: (k,) positions
     "Of each of some rows the `top` `Effect`s, by size falling; errors as `effects`"
     C = self.effects(o.X[rows])[:,:-1]
     order = np.argsort(-np.abs(C), axis=1, kind='stable')[:,:top]
     X,C = (np.take_along_axis(a, order, 1) for a in (o.X[rows], C))
-    words,names = self.words, self.spec.names
+    X = orjson.loads(orjson.dumps(X, option=orjson.OPT_SERIALIZE_NUMPY)) # shortest decimals; None: missing
+    words,names,age = self.words, self.spec.names, np.nan_to_num(o.age[rows], nan=np.inf)
     def item(k, x, c, age):
-        w,x = words[k], None if x != x else float(str(x))
+        w = words[k]
         return Effect(feature=names[k], signal=w.signal, text=w.text, value=x, unit=w.unit,
                       hours=_hours(age, w.made_of), effect=c)
     return [[item(k, x, c, age) for k,x,c in zip(ks, xs, cs)]
-            for ks,xs,cs,age in zip(order.tolist(), X, C.tolist(), o.age[rows].tolist())]
+            for ks,xs,cs,age in zip(order.tolist(), X, C.tolist(), age.tolist())]
 
 # %% ../../nbs/model/62_scorer.ipynb #3a6afd1d
 def _effects_frame(ids, time, o, rows, found): # o: `ScoredRows`; rows: which of them; found: as from `explained`
