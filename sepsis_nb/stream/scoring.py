@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_ID', 'MOST_REASON', 'check_message', 'dead_letter', 'range_letter', 'explanation_of', 'output_message', 'Batch',
-           'new_in_wrong_place', 'begin_beside', 'score_batch']
+           'new_in_wrong_place', 'score_batch']
 
 # %% ../../nbs/stream/31_scoring.ipynb #738713a8
 import numpy as np, orjson, sepsis_nb
@@ -186,7 +186,7 @@ def new_in_wrong_place(patients:dict, messages)->bool: # patients: partition to 
 
 # %% ../../nbs/stream/31_scoring.ipynb #f7b0133e
 _beside = ThreadPoolExecutor(1, 'explain')
-def begin_beside(f, *args):
+def _begin_beside(f, *args):
     "A future of what runs in a thread and has begun: it would otherwise wait 5 ms for Python's lock"
     begun = Event()
     def run(): begun.set(); return f(*args)
@@ -207,7 +207,7 @@ def _score_rows(batch, scorer, patients, rows, explain):
     o = scorer.score_rows(raw, hours, [beds(p) for p in np.unique(partition)], suspect, ages)
     P,quality,alert,indeterminate = o.proba, o.quality, o.alert.tolist(), o.quality.indeterminate.tolist()
     told = np.arange(len(rows)) if explain == 'all' else np.flatnonzero(o.alert)
-    why = begin_beside(scorer.explained, o, told) if ages and len(told) else None
+    why = _begin_beside(scorer.explained, o, told) if ages and len(told) else None
     def answer(r, more=None):
         m,row,_,reasons,_ = rows[r]
         args = m, row.patient_id, P[r], scorer, alert[r], indeterminate[r], reasons+quality.reasons[r]
