@@ -90,7 +90,7 @@ class JobBar:
     "Wraps what the steps of a run go through, as `tqdm` does; `costs` has what each step took"
     def __init__(self, steps, cluster=None): # names in their order; of `model.cluster`, None: this process
         look = '{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {elapsed}{postfix}'
-        self.bar = progress_bar()(total=len(steps), bar_format=look)
+        self.bar = progress_bar()(total=len(steps), bar_format=look, miniters=0)
         self.steps,self.cluster,self.marks = list(steps), cluster, []
     def _mark(self, name):
         cost = self.cluster.cost if self.cluster else dict(cpu_s=0, tasks=0, bytes=0)
@@ -107,7 +107,8 @@ class JobBar:
         total = len(it) if total is None and hasattr(it, '__len__') else total
         for i,o in enumerate(it, 1):
             yield o
-            self.bar.set_postfix_str(f'{desc} {i}/{total}' if total else f'{desc} {i}')
+            self.bar.set_postfix_str(f'{desc} {i}/{total}' if total else f'{desc} {i}', refresh=False)
+            self.bar.update(0) # draws it if the last drawing was long enough ago
         self.bar.set_postfix_str('')
     def close(self):
         self._mark('')
