@@ -111,13 +111,17 @@ def test_broker_ends_with_its_parent(number, parents):
         assert out.strip() == '1' and 'KeyboardInterrupt' in err, 'the client could not flush and read'
     assert soon(lambda: not os.path.exists(data)), 'the temporary folder was left behind'
 
+@pytest.fixture(scope='module')
+def archived(jars):
+    "The jars with the archive of their classes, which the first broker of a machine makes"
+    with Broker(): return jars
+
 @pytest.mark.parametrize('damage', ['cut', 'changed', 'none'])
-def test_a_damaged_archive_of_classes_is_not_read(jars, damage, tmp_path):
+def test_a_damaged_archive_of_classes_is_not_read(archived, damage, tmp_path):
     "A broker starts, as without one"
-    with Broker(): pass # makes the archive if this machine has none yet
     cache = tmp_path/'cache'
-    shutil.copytree(jars, cache/jars.name, copy_function=os.link)
-    archive, = (cache/jars.name).glob('classes-*.jsa')
+    shutil.copytree(archived, cache/archived.name, copy_function=os.link)
+    archive, = (cache/archived.name).glob('classes-*.jsa')
     whole = archive.read_bytes()
     archive.unlink()
     half = len(whole)//2

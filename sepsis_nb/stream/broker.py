@@ -231,6 +231,14 @@ def _add_users(self:Broker):
         while set(users)-set(admin.describe_user_scram_credentials()): time.sleep(.02) # applied a moment later
 
 # %% ../../nbs/stream/11_broker.ipynb #55c0d78b
+def _locked(folder, wait=True): # wait False: `BlockingIOError` if another process has it
+    "A file that only one process at a time can have open like this, for one folder"
+    private_folder(folder)
+    (folder/'lock').touch(0o600)
+    f = open(folder/'lock', 'w')
+    fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    return f
+
 @patch
 def _archive_classes(self:Broker):
     "Let Java archive the classes that this start has loaded, if it has listed any"
@@ -238,8 +246,7 @@ def _archive_classes(self:Broker):
     lines = [l.partition(' id: ')[0] for o in lists for l in o.read_text(errors='replace').splitlines()[:-1]]
     for o in lists: o.unlink()
     names,jars = [o for o in dict.fromkeys(lines) if o[:1] != '#' and 'source:' not in o], (self.data/'jars').resolve()
-    with open(jars/'archive.lock', 'w') as lock, suppress(BlockingIOError):
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with suppress(BlockingIOError), _locked(jars, wait=False):
         if (to := _archive(jars)).exists(): return
         log.info('Java archives the classes of Kafka, once: later starts take half the time')
         (self.data/'classes').write_text('\n'.join(names))
@@ -344,14 +351,6 @@ def broker_status(settings:Settings)->BrokerStatus:
                         'Stop it with `sepsis broker stop`, or fix the setting')
 
 # %% ../../nbs/stream/11_broker.ipynb #417aed75
-def _locked(folder):
-    "A file that only one process at a time can have open like this, for one folder"
-    private_folder(folder)
-    (folder/'lock').touch(0o600)
-    f = open(folder/'lock', 'w')
-    fcntl.flock(f, fcntl.LOCK_EX)
-    return f
-
 def start_broker(settings:Settings)->BrokerStatus: # state 'started', 'running' or 'external'
     "Start the background broker unless a Kafka is there; `RuntimeError`, `ConnectionError`: it cannot serve"
     data,kafka = settings.work/'kafka',settings.kafka
