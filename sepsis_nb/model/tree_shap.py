@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 # %% ../../nbs/model/21_tree_shap.ipynb #0f2af7c5
 class Leaves(NamedTuple):
-    "The leaves of all trees, in groups of as many conditions"
-    depth:np.ndarray   # (groups,) conditions of each leaf
-    size:np.ndarray    # (groups,) leaves
-    value:np.ndarray   # (leaves,) log-odds, float32 as `gap` and `share`
-    feature:np.ndarray # (conditions,) column; of a group first the first condition of all its leaves, then the second …
-    above:np.ndarray   # (conditions,) the value must be above it, float32 …
-    upto:np.ndarray    # … and up to this one
-    gap:np.ndarray     # (conditions,) 1.: a missing value fulfils it; else 0.
-    share:np.ndarray   # (conditions,) of the training rows, in (0, 1]
-    base:float         # Mean log-odds of the training rows
+    "The splits right above the leaves of all trees, in groups of as many conditions on other features"
+    depth:np.ndarray     # (groups,) conditions of each split
+    size:np.ndarray      # (groups,) splits
+    column:np.ndarray    # (splits,) column that the split asks
+    split:np.ndarray     # (7, splits) float32: above this, threshold, up to this; of leaves below, or 0,
+    # log-odds on the low side, on the high side and for a missing value; their mean by share
+    feature:np.ndarray   # (conditions,) column; of a group the first condition of all its splits, then the second …
+    condition:np.ndarray # (4, conditions) float32: the value must be above this, and up to this; 1.: a missing value
+    # fulfils it, else 0.; its share, in (0, 1]
+    base:float           # Mean log-odds of the training rows
 
 # %% ../../nbs/model/21_tree_shap.ipynb #e2a52612
 def _tree(text): # text: `Tree=…` of a model file
@@ -33,20 +33,24 @@ def _tree(text): # text: `Tree=…` of a model file
         'split_feature', 'threshold', 'decision_type', 'left_child', 'right_child', 'leaf_value', 'leaf_count',
         'internal_count')}
     zero_is_missing = any(int(d) >> 2 & 3 == 1 for d in t['decision_type'])
-    return None if zero_is_missing else t
+    return None if zero_is_missing or 0 in t['internal_count'] else t
 
 def _walk(t, node, way): # way: feature to (above, upto, gap, share)
-    "(value, way) of each leaf below a node of a tree"
-    if node < 0: yield t['leaf_value'][~node], way; return
+    "(way, column and `split` of `Leaves`) of each split above a leaf, from a node of a tree on"
     def count(o): return t['leaf_count'][~o] if o < 0 else t['internal_count'][o]
     f,at,kind = int(t['split_feature'][node]), t['threshold'][node], int(t['decision_type'][node])
     gap_left = bool(kind & 2) if kind >> 2 & 3 == 2 else 0 <= at # without missing ones in training, one counts as 0
     above,upto,gap,share = way.get(f, (-np.inf, np.inf, True, 1.))
-    for side in 'left_child', 'right_child':
-        child,left = int(t[side][node]), side == 'left_child'
-        part = count(child)/count(node)
-        here = (above, min(upto, at)) if left else (max(above, at), upto)
-        yield from _walk(t, child, way | {f:(*here, gap and gap_left == left, share*part)})
+    at = min(max(above, at), upto)
+    sides = [(int(t[k][node]), left, here) for k,left,here in (
+        ('left_child', True, (above, at)), ('right_child', False, (at, upto)))]
+    shares = [share*count(child)/count(node) for child,*_ in sides]
+    leaf = [t['leaf_value'][~child] if child < 0 else 0. for child,*_ in sides]
+    if any(child < 0 for child,*_ in sides):
+        others = {k:v for k,v in way.items() if k != f}
+        yield others, (f, above, at, upto, *leaf, gap*leaf[not gap_left], leaf[0]*shares[0]+leaf[1]*shares[1])
+    for (child,left,here),z in zip(sides, shares):
+        if child >= 0: yield from _walk(t, child, way | {f:(*here, gap and gap_left == left, z)})
 
 # %% ../../nbs/model/21_tree_shap.ipynb #03eba3a0
 def _float32_below(t): # t: (n,) thresholds
@@ -56,70 +60,81 @@ def _float32_below(t): # t: (n,) thresholds
 
 def leaves_of(booster)->Leaves|None: # a LightGBM booster
     "The `Leaves` of a model; None: it has trees that only LightGBM explains"
-    leaves,base = [], 0.
+    splits,base = [], 0.
     for text in booster.model_to_string().partition('end of trees')[0].split('\nTree=')[1:]:
         if (t := _tree(text)) is None: return None
         n,v = np.array(t['leaf_count']), np.array(t['leaf_value'])
         base += float(v@n/n.sum()) if len(v) > 1 else float(v[0])
-        if len(v) > 1: leaves += _walk(t, 0, {})
-    if any(o[3] <= 0 for _,way in leaves for o in way.values()): return None
-    groups = {d:[o for o in leaves if len(o[1]) == d] for d in sorted({len(way) for _,way in leaves})}
-    conditions = [(f, *o) for g in groups.values() for nth in zip(*(way.items() for _,way in g)) for f,o in nth]
-    f,above,upto,gap,share = np.array(conditions, float).reshape(-1, 5).T.copy()
-    value,gap,share = (np.float32(o) for o in ([v for g in groups.values() for v,_ in g], gap, share))
-    return Leaves(np.array(list(groups), int), np.array([len(g) for g in groups.values()], int), value,
-                  f.astype(np.uint32), _float32_below(above), _float32_below(upto), gap, share, base)
+        if len(v) > 1: splits += _walk(t, 0, {})
+    groups = {d:[o for o in splits if len(o[0]) == d] for d in sorted({len(way) for way,_ in splits})}
+    ways = [(f, *o) for g in groups.values() for nth in zip(*(way.items() for way,_ in g)) for f,o in nth]
+    column,*split = np.array([o for g in groups.values() for _,o in g], float).reshape(-1, 8).T
+    feature,*condition = np.array(ways, float).reshape(-1, 5).T
+    def packed(limits, others): return np.array([*map(_float32_below, limits), *others], np.float32)
+    return Leaves(np.array(list(groups), int), np.array([len(g) for g in groups.values()], int),
+                  column.astype(np.uint32), packed(split[:3], split[3:]), feature.astype(np.uint32),
+                  packed(condition[:2], condition[2:]), base)
 
 # %% ../../nbs/model/21_tree_shap.ipynb #3835fb0e
-_SIDE = 512 # leaves side by side
+_SIDE = 512 # splits side by side
 @lru_cache
-def _points(most): # most: conditions of a leaf
-    "(n, n) float32 points in (0, 1), and their weights; in row q the first q+1 of them, for 2q+1 and 2q+2 conditions"
-    n = (most+1)//2
+def _points(most): # most: conditions of a split
+    "(n, n) float32 points in (0, 1), and their weights; in row q the first q+1 of them, for 2q and 2q+1 conditions"
+    n = most//2+1
     found = [np.polynomial.legendre.leggauss(q) for q in range(1, n+1)]
     def table(rows): return np.array([np.pad(o, (0, n-len(o))) for o in rows], np.float32)
     return table([(x+1)/2 for x,_ in found]), table([w/2 for _,w in found])
 
 @njit(cache=True, error_model='numpy')
-def _point(d, n, t, w, value, share, many, more, found, p): # t, w: point and weight
-    for l in range(n): p[l] = w*value[l] # loops of few arrays each, or they are not computed side by side
+def _point(d, n, t, w, mean, share, many, more, found, p): # t, w: point and weight
+    for l in range(n): p[l] = w # loops of few arrays each, or they are not computed side by side
     for k in range(d):
         m,z = more[k], share[k*many:k*many+n]
         for l in range(n): p[l] *= z[l]+t*m[l]
+    m,o = more[d], found[d]
+    for l in range(n): o[l] += p[l]
+    for l in range(n): p[l] *= mean[l]+t*m[l]
     for k in range(d):
         m,z,o = more[k], share[k*many:k*many+n], found[k]
         for l in range(n): o[l] += p[l]/(z[l]+t*m[l])
 
 @njit(cache=True, error_model='numpy', nogil=True)
-def _add(depth, size, value, feature, above, upto, gap, share, X, T, W, sums): # sums: (n, 4, features)
-    work,x = np.empty((3, depth[-1], _SIDE), np.float32), np.empty(_SIDE, np.float32)
-    more,found,p = work[0], work[1], work[2,0] # more: of each condition, 1. if the row fulfils it, less its share
-    c,v = 0, 0 # of the group: where its conditions begin, and its leaves
+def _add(depth, size, column, split, feature, condition, X, T, W, sums): # sums: (n, 4, features)
+    work,x = np.empty((3, depth[-1]+1, _SIDE), np.float32), np.empty(_SIDE, np.float32)
+    more,found,p = work[0], work[1], work[2,0] # more: of each condition, whether it is fulfilled, less its share; u-a
+    c,s = 0, 0 # of the group: where its conditions begin, and its splits
     for g in range(len(size)):
         d,many = depth[g], size[g]
-        for b in range(0, many, _SIDE):
-            n = min(_SIDE, many-b)
-            for r in range(len(X)): # of these leaves, so that they stay in the processor's cache
+        for b in range(s, s+many, _SIDE):
+            n = min(_SIDE, s+many-b)
+            for r in range(len(X)): # of these splits, so that they stay in the processor's cache
+                found[:d+1,:n] = 0.
                 for k in range(d):
-                    e = c+k*many+b
-                    at,lo,hi,o,z,m = feature[e:e+n], above[e:e+n], upto[e:e+n], gap[e:e+n], share[e:e+n], more[k]
+                    e = c+k*many+b-s
+                    at,m = feature[e:e+n], more[k]
+                    lo,hi,o,z = condition[0,e:e+n], condition[1,e:e+n], condition[2,e:e+n], condition[3,e:e+n]
                     for l in range(n): x[l] = X[r,at[l]] # no branch below: none could be foreseen
                     for l in range(n): m[l] = np.float32((lo[l] < x[l])*(x[l] <= hi[l]))-z[l]
                     for l in range(n): m[l] += o[l]*np.float32(x[l] != x[l])
-                    found[k,:n] = 0.
-                for i in range((d+1)//2):
-                    t,w = T[(d-1)//2,i], W[(d-1)//2,i]
-                    _point(d, n, t, w, value[v+b:v+b+n], share[c+b:], many, more, found, p)
-                for k in range(d):
-                    e = c+k*many+b
-                    at,m,o = feature[e:e+n], more[k], found[k]
+                at,m,mean = column[b:b+n], more[d], split[6,b:b+n]
+                lo,mid,hi = split[0,b:b+n], split[1,b:b+n], split[2,b:b+n]
+                low,high,o = split[3,b:b+n], split[4,b:b+n], split[5,b:b+n]
+                for l in range(n): x[l] = X[r,at[l]]
+                for l in range(n): m[l] = low[l]*np.float32((lo[l] < x[l])*(x[l] <= mid[l]))-mean[l]
+                for l in range(n): m[l] += high[l]*np.float32((mid[l] < x[l])*(x[l] <= hi[l]))
+                for l in range(n): m[l] += o[l]*np.float32(x[l] != x[l])
+                for i in range(d//2+1):
+                    _point(d, n, T[d//2,i], W[d//2,i], mean, condition[3,c+b-s:], many, more, found, p)
+                for k in range(d+1):
+                    e = c+k*many+b-s
+                    at,m,o = column[b:b+n] if k == d else feature[e:e+n], more[k], found[k]
                     for l in range(n): o[l] *= m[l]
                     for l in range(n): sums[r,np.uint32(l&3),at[l]] += o[l]
-        c,v = c+d*many, v+many
+        c,s = c+d*many, s+many
 
 # %% ../../nbs/model/21_tree_shap.ipynb #ebab81b7
 def tree_shap(leaves:Leaves, X)->np.ndarray: # X: (n, features), taken as float32, as the fold gives them
     "(n, features+1) log-odds that add up to those of the model to a millionth, the base last"
     X,sums = np.ascontiguousarray(X, np.float32), np.zeros((len(X), 4, X.shape[1]))
-    if len(leaves.value): _add(*leaves[:-1], X, *_points(int(leaves.depth[-1])), sums)
+    if len(leaves.size): _add(*leaves[:-1], X, *_points(int(leaves.depth[-1])), sums)
     return np.column_stack([sums.sum(1), np.full(len(X), leaves.base)])
